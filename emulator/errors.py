@@ -1,0 +1,21 @@
+"""What goes wrong in the emulator, said as an instruction: what happened, why, the line to write."""
+
+from __future__ import annotations
+
+__all__ = ["EmulatorError", "NamespaceRefusedError", "UnknownHostError"]
+
+
+class EmulatorError(Exception):
+    """Base of every error that the emulator itself raises."""
+
+
+class NamespaceRefusedError(EmulatorError):
+    """The kernel refused a namespace or a mount; the message says which and what to do."""
+
+
+class UnknownHostError(EmulatorError, ConnectionError):
+    """A client asked for something that nothing in the test answers.
+
+    It is a ``ConnectionError``, as a machine without network would raise, but none of the
+    exceptions that HTTP clients define, so that it is not mistaken for a passing fault.
+    """

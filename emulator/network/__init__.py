@@ -1,0 +1,1 @@
+"""Names, connections, TLS and the one router."""

@@ -1,0 +1,1 @@
+"""Runners: the machines on which apps live."""

@@ -1,0 +1,1 @@
+"""Real mounts and the objects behind the CDN."""
