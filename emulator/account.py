@@ -1,0 +1,346 @@
+"""One fal account on this machine: composes volumes, network, CDN, clock and runners.
+
+``start`` makes a fresh account and puts the emulation around the process; ``stop`` takes it away
+and leaves the process as it was; what is worth keeping between the two (the certificate authority,
+the wire, moto) lives from the first ``start`` to ``close``.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import respx
+
+from emulator.clock import Clock
+from emulator.environment import Environment
+from emulator.errors import EmulatorError, UnknownHostError
+from emulator.hosts.cdn import CDNHost
+from emulator.hosts.origin import Origin
+from emulator.hosts.rest import RestHost
+from emulator.identity import Identities
+from emulator.ledger import Ledger
+from emulator.network.aiohttp_context import AiohttpContext
+from emulator.network.faults import Faults
+from emulator.network.httpx_entrance import HttpxEntrance
+from emulator.network.reply import Body
+from emulator.network.resolver import Resolver, is_local
+from emulator.network.router import Router
+from emulator.network.routes import Routes
+from emulator.network.trust import Authority
+from emulator.network.urllib_entrance import UrllibEntrance
+from emulator.network.wire import Abort, Wire
+from emulator.runners.registry import Runners
+from emulator.sdk import SDKState
+from emulator.settings import Settings
+from emulator.storage.cdn import CDN
+from emulator.storage.disk import Disk, remove_tree
+from emulator.storage.objects import ObjectStore
+from emulator.storage.volume import Volume
+
+if TYPE_CHECKING:
+    from emulator.runners.runner import Runner
+
+__all__ = ["Emulator"]
+
+
+class Emulator:
+    """The fake fal platform of one account.
+
+    Use it as a context manager, or ``start`` and ``stop`` it for each test and ``close`` it in the
+    end. All of that happens in one thread; what the process does meanwhile in others is emulated
+    too, as long as they were started after the first ``start``.
+
+    Args:
+        settings: the choices of the account; see :class:`Settings`.
+        root: an empty directory for volumes; default: a temporary one, removed by ``close``.
+        authority: the certificate authority in PEM, with its key; default: a new one.
+        visible: paths below ``/tmp`` that this process needs although ``/tmp`` is mounted over.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        authority: bytes | None = None,
+        visible: Iterable[str] = (),
+    ) -> None:
+        self.settings = settings or Settings()
+        self._given = self.settings
+        self._own_root = root is None
+        self._root = os.path.realpath(root or tempfile.mkdtemp(prefix="fal-emulator-"))
+        self._authority_pem = authority
+        self._visible = tuple(visible)
+        self._prepared = False
+        self.active = False
+
+        self.clock = Clock()
+        self.ledger = Ledger(self.clock.now)
+        self.origin = Origin()
+        self.faults = Faults(self.clock.sleep)
+        self._routes = Routes()
+        self._identities = Identities(self.clock.now)
+        self._router = Router(self.ledger, self._routes, self.faults)
+        self._disk = Disk(self._root)
+        self._sdk = SDKState()
+
+    def __enter__(self) -> Emulator:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.close()
+
+    # --- what a test works with ------------------------------------------------------------------
+
+    @property
+    def data(self) -> Volume:
+        """``/data``: shared by all runners, kept until deleted."""
+        return self._disk.data
+
+    @property
+    def tmp(self) -> Volume:
+        """``/tmp`` as the test itself has it; each runner has another."""
+        return self._disk.tmp
+
+    @property
+    def cdn(self) -> CDN:
+        """The files on the CDN."""
+        return self._cdn
+
+    @property
+    def http(self) -> respx.MockRouter:
+        """respx's router: routes added to it answer every client."""
+        return self._routes.router
+
+    @property
+    def resolver(self) -> Resolver:
+        """Names and their addresses."""
+        return self._resolver
+
+    def runner(self, app: type, **options: Any) -> Runner:
+        """Start a runner with this app; see :meth:`Runners.boot`."""
+        self._check_active("runner()")
+        return self._runners.boot(app, **options)
+
+    @property
+    def runners(self) -> list[Runner]:
+        """All runners of this test, those that ended included."""
+        return self._runners.all
+
+    @property
+    def directory(self) -> str | None:
+        """Where the volumes of the test under way really are."""
+        return self._disk.directory
+
+    # --- lifetime --------------------------------------------------------------------------------
+
+    def start(self, name: str = "test", settings: Settings | None = None) -> None:
+        """Make a fresh account and put the emulation around this process.
+
+        Args:
+            name: names the directory of the volumes.
+            settings: of this time; default: those given to the constructor.
+
+        Raises:
+            NamespaceRefusedError: the kernel does not allow private mounts. Nothing is changed.
+        """
+        if self.active:
+            raise EmulatorError("This emulator runs already. Call stop() or reset() first.")
+        self.settings = (settings or self._given).model_copy()
+        self._prepare()
+        self._disk.mount(name)
+        try:
+            self._reset_state()
+            self._limit_volumes()
+            certificate = self._certificate()
+            self._environment.enter(certificate, {})
+            self._sdk.save(self._environment.home)
+            self._httpx.install()
+            self._urllib.install()
+            self._resolver.install()
+            self._aiohttp.install(certificate)
+            self.active = True
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self, keep: bool = False) -> str | None:
+        """Shut down the runners and leave the process as it was before ``start``.
+
+        Args:
+            keep: keep the volumes.
+
+        Returns:
+            Where the volumes were kept.
+        """
+        kept: str | None = None
+        actions: list[Callable[[], object]] = [
+            self._runners.stop_all,
+            self.clock.reset,
+            self._wire.close_connections,
+            self._aiohttp.uninstall,
+            self._resolver.uninstall,
+            self._urllib.uninstall,
+            self._httpx.uninstall,
+            self._sdk.restore,
+            self._environment.leave,
+        ]
+        if not self.active:
+            del actions[3:7]
+        self.active = False
+        errors = [error for action in actions if (error := _attempt(action)) is not None]
+        kept = self._disk.unmount(keep)
+        if errors:
+            raise errors[0]
+        return kept
+
+    def reset(self, settings: Settings | None = None) -> None:
+        """Start again with a fresh account."""
+        self.stop()
+        self.start(settings=settings)
+
+    def close(self) -> None:
+        """Give back everything that lives longer than one ``start``: threads, descriptors, files."""
+        if self.active:
+            self.stop()
+        if self._prepared:
+            self._prepared = False
+            self._wire.stop()
+            self._store.close()
+            for path in (self._bundle, self._certificate_file):
+                if os.path.exists(path):
+                    os.unlink(path)
+            remove_tree(self._environment.home)
+        self._disk.close()
+        if self._own_root and os.path.isdir(self._root) and not os.listdir(self._root):
+            os.rmdir(self._root)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """What lives from the first ``start`` to ``close``. Threads start outside of our mounts."""
+        if self._prepared:
+            return
+        pem = self._authority_pem
+        self._authority = Authority.create() if pem is None else Authority.from_pem(pem)
+        self._certificate_file = os.path.join(self._root, "ca.pem")
+        self._bundle = os.path.join(self._root, "ca-and-system.pem")
+        self._authority.write(self._certificate_file)
+        home = os.path.join(self._root, "home")
+        os.makedirs(home, exist_ok=True)
+        self._environment = Environment(home)
+        self._disk.keep_visible(self._visible)
+        self._wire = Wire(self._answer_wire, self._authority)
+        self._wire.start()
+        spill = os.path.join(self._root, "objects")
+        os.makedirs(spill, exist_ok=True)
+        self._store = ObjectStore(spill, now=self.clock.now)
+        self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
+        self._runners = Runners(self, self._disk, self._identities)
+        self._connect_network()
+        self._prepared = True
+
+    def _connect_network(self) -> None:
+        router = self._router
+        router.hosts = [
+            self.origin,
+            RestHost(self._cdn, self._identities),
+            CDNHost(self._cdn, self._identities),
+        ]
+        router.lets_through = self._lets_through
+        self._resolver = Resolver(
+            self._wire,
+            router.answers,
+            self._lets_through,
+            lambda text: self.ledger.event("refused", text),
+            self._runners.number_here,
+        )
+        self._resolver.before_connect = self._strike_connection
+        self._httpx = HttpxEntrance(self._answer_with("httpx"), router.passes)
+        self._urllib = UrllibEntrance(self._answer_with("urllib"), router.passes)
+        self._aiohttp = AiohttpContext()
+        self.clock.volumes = self._runners.backings
+
+    def _reset_state(self) -> None:
+        self._cdn.reset(self.settings)
+        self.ledger.reset()
+        self.origin.reset()
+        self.faults.reset()
+        self._routes.reset()
+        self._identities.reset()
+        self._resolver.reset()
+        self._runners.reset()
+        self._wire.errors.clear()
+
+    def _limit_volumes(self) -> None:
+        if self.settings.data_size is not None:
+            self.data.limit(self.settings.data_size)
+        if self.settings.tmp_size is not None:
+            self.tmp.limit(self.settings.tmp_size)
+
+    def _certificate(self) -> str:
+        """The file of trusted CAs; with the usual ones only where real hosts are let through."""
+        if not self.settings.allow_hosts:
+            return self._certificate_file
+        if not os.path.exists(self._bundle):
+            self._authority.write_bundle(self._bundle)
+        return self._bundle
+
+    def _lets_through(self, host: str) -> bool:
+        allowed = self.settings.allow_hosts
+        return is_local(host) or host in allowed or self._routes.passes_through(host)
+
+    def _answer_with(self, client: str) -> Callable[[httpx.Request], httpx.Response]:
+        def answer(request: httpx.Request) -> httpx.Response:
+            return self._router.dispatch(request, client, self._runners.name_here())
+
+        return answer
+
+    def _answer_wire(self, request: httpx.Request) -> httpx.Response:
+        peer = request.extensions.get("fal_peer")
+        runner = self._runners.name_of(peer.runner) if peer is not None else None
+        try:
+            response = self._router.dispatch(request, "wire", runner)
+        except UnknownHostError:
+            raise
+        except OSError as error:
+            raise Abort(reset=True) from error
+        if self.faults.active:
+            response.stream = Body(_aborting(response.stream))  # type: ignore[arg-type]
+        return response
+
+    def _strike_connection(self, host: str, port: int) -> None:
+        fault = self.faults.strike_connection(host)
+        if fault is not None:
+            runner = self._runners.name_here()
+            exchange = self.ledger.open("wire", "CONNECT", f"https://{host}:{port}/", (), runner)
+            exchange.notes.append(f"fault: {fault.kind}")
+            fault.struck.append(exchange)
+            fault.before()
+
+    def _check_active(self, what: str) -> None:
+        if not self.active:
+            raise EmulatorError(f"{what} needs a running emulator. Call start() first.")
+
+
+def _aborting(stream: Iterator[bytes]) -> Iterator[bytes]:
+    """On the wire, an injected reset is a reset."""
+    try:
+        yield from stream
+    except ConnectionResetError as error:
+        raise Abort(reset=True) from error
+
+
+def _attempt(action: Callable[[], object]) -> Exception | None:
+    """Run one step of many that all have to be tried."""
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None

@@ -1,0 +1,87 @@
+"""The process's environment while the emulator is active: nobody's credentials, our certificates.
+
+An upload without a key and without a network makes the SDK delete the developer's login token, so
+a key is always there, and the fal home and configuration are never the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+
+__all__ = ["Environment"]
+
+FAKE_KEY = "emulated-key-id:emulated-key-secret"
+
+_CA_VARIABLES = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "AWS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS",
+)
+_REMOVED = (
+    # proxies would take requests past us; urllib and the SDK read both spellings
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
+    # other ways to be somebody
+    *("FAL_KEY_ID", "FAL_KEY_SECRET", "FAL_FORCE_AUTH_BY_USER", "FAL_PROFILE"),
+    # other places to upload to, and what a runner left behind
+    *("FAL_USE_LOCAL_UPLOADER", "FAL_API_SOCKET", "FAL_CDN_V3_HOST", "FAL_RUNNER_STATE"),
+    *("IS_ISOLATE_AGENT", "NOMAD_ALLOC_PORT_grpc"),
+    # /tmp is /tmp
+    *("TMPDIR", "TEMP", "TMP"),
+    "SSL_CERT_DIR",
+)
+
+
+class Environment:
+    """Replaces what tests must not see; restores the whole environment, cwd and ``sys.path``.
+
+    Args:
+        home: a directory that stands in for ``~/.fal``.
+    """
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        self._saved: dict[str, str] | None = None
+        self._directory = ""
+        self._path: list[str] = []
+        self._tempdir: str | None = None
+
+    def enter(self, certificate: str, extra: Mapping[str, str]) -> None:
+        """Replace; *certificate* is a file with the CAs that clients shall trust."""
+        self._saved = dict(os.environ)
+        self._directory = os.getcwd()
+        self._path = list(sys.path)
+        self._tempdir, tempfile.tempdir = tempfile.tempdir, None
+        environment = os.environ
+        for name in _REMOVED:
+            if name in environment:
+                del environment[name]
+        environment["FAL_KEY"] = FAKE_KEY
+        environment["FAL_CONFIG_PATH"] = os.path.join(self.home, "config.toml")
+        environment["FAL_HOME_DIR"] = self.home
+        for name in _CA_VARIABLES:
+            environment[name] = certificate
+        environment.update(extra)
+
+    def leave(self) -> None:
+        """Restore."""
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return
+        current = dict(os.environ)
+        if current != saved:
+            for name in current.keys() - saved.keys():
+                del os.environ[name]
+            for name, value in saved.items():
+                if current.get(name) != value:
+                    os.environ[name] = value
+        if sys.path != self._path:
+            sys.path[:] = self._path
+        tempfile.tempdir = self._tempdir
+        if os.path.isdir(self._directory) and os.getcwd() != self._directory:
+            os.chdir(self._directory)

@@ -1,0 +1,213 @@
+"""``v3.fal.media``, ``v3b.fal.media`` and the hosts before them: reading and direct uploads.
+
+Wire facts: platform facts §1.4, §1.5, §1.11. The fallback's Google bucket is read and written the
+same way, so it is served here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from email.utils import format_datetime
+
+import httpx
+
+from emulator.hosts.common import PathRouter, not_found, read_lifecycle, read_parts
+from emulator.identity import Identities
+from emulator.ledger import Exchange
+from emulator.network.reply import json_reply, reply
+from emulator.network.router import WouldBlock
+from emulator.storage.cdn import CDN, CDNFile, Upload, UploadError
+from emulator.storage.lifecycle import ByteRange, Unsatisfiable, decide, parse_range, status_of
+
+__all__ = ["CDNHost"]
+
+_LEGACY = frozenset(
+    {"fal.media", "v2.fal.media", "upload.fal.media", "upload.v2.fal.media", "upload.v3.fal.media"}
+)
+_NAMES = frozenset({"v3.fal.media", "v3b.fal.media", "storage.googleapis.com"}) | _LEGACY
+_CORS = ("access-control-allow-origin", "*")
+
+
+class CDNHost:
+    """The CDN over HTTP."""
+
+    def __init__(self, cdn: CDN, identities: Identities) -> None:
+        self._cdn = cdn
+        self._identities = identities
+        self._paths = PathRouter()
+        self._paths.add("POST", r"/files/upload", self._upload)
+        self._paths.add("POST", r"/files/upload/multipart", self._upload_multipart)
+        self._paths.add("PUT", r"/.+/multipart/(\w+)/(\d+)", self._part)
+        self._paths.add("POST", r"/.+/multipart/(\w+)/complete", self._complete)
+        self._paths.add("PUT", r"/.+", self._presigned_put)
+        self._paths.add("GET", r"/.+", self._read)
+        self._paths.add("HEAD", r"/.+", self._read)
+        self._paths.add("OPTIONS", r"/.*", self._preflight)
+
+    def answers(self, host: str) -> bool:
+        """Whether this is one of the CDN's hosts."""
+        return host in _NAMES
+
+    def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        """Answer."""
+        handler, arguments = self._paths.find(request.method, request.url.path)
+        if handler is None:
+            exchange.notes.append("the emulator does not know this call")
+            return not_found(request)
+        try:
+            return handler(request, exchange, *arguments)
+        except UploadError as error:
+            exchange.notes.append(str(error))
+            return json_reply({"detail": str(error)}, error.status, [_CORS])
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def _read(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        cdn = self._cdn
+        url = f"https://{request.url.host}{request.url.raw_path.decode('ascii').partition('?')[0]}"
+        if cdn.pending(url):
+            self._await_upload(request, url)
+        file = cdn.readable(url)
+        if file is None:
+            return self._missing(url, exchange)
+        reader = self._identities.reader(request.headers.get("authorization"))
+        owner = reader == cdn.settings.nickname
+        decision = decide(file.acl, {reader} if reader else (), owner)
+        if decision != "allow":
+            exchange.notes.append(f"the file's access rules say {decision}")
+            return _error(status_of(decision))
+        return self._deliver(request, file)
+
+    def _await_upload(self, request: httpx.Request, url: str) -> None:
+        settings = self._cdn.settings
+        if settings.unfinished_read == "not_found":
+            return
+        if request.extensions.get("fal_may_block") is False:
+            raise WouldBlock
+        self._cdn.wait_for(url, settings.unfinished_read_limit)
+
+    def _missing(self, url: str, exchange: Exchange) -> httpx.Response:
+        """All of these look alike to the SDK; the ledger tells them apart [§8, pitfall 11]."""
+        if self._cdn.has_expired(url):
+            exchange.notes.append(f"the file expired at {self._cdn.info(url).expires_at}")
+            return _error(self._cdn.settings.expired_status)
+        if self._cdn.pending(url):
+            exchange.notes.append("the file's upload has begun and is not finished")
+        else:
+            exchange.notes.append("no file was ever uploaded to this URL")
+        return _error(404)
+
+    def _deliver(self, request: httpx.Request, file: CDNFile) -> httpx.Response:
+        etag = self._cdn.etag(file.url)
+        headers = [
+            ("content-type", file.content_type),
+            ("accept-ranges", "bytes"),
+            ("last-modified", format_datetime(file.created_at, usegmt=True)),
+            _CORS,
+        ]
+        if etag is not None:
+            headers.append(("etag", etag))
+            if request.headers.get("if-none-match") == etag:
+                return reply(304, headers=headers)
+        wanted = parse_range(request.headers.get("range"), file.size)
+        if isinstance(wanted, Unsatisfiable):
+            return reply(416, headers=[*headers, ("content-range", f"bytes */{file.size}")])
+        start, end, status = 0, file.size, 200
+        if isinstance(wanted, ByteRange):
+            start, end, status = wanted.start, wanted.end, 206
+            headers.append(("content-range", f"bytes {start}-{end - 1}/{file.size}"))
+        nothing: Iterable[bytes] = ()
+        stream = nothing if request.method == "HEAD" else self._cdn.read(file.url, start, end)
+        return reply(status, headers=headers, stream=stream, length=end - start)
+
+    def _preflight(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        allowed = [("access-control-allow-methods", "*"), ("access-control-allow-headers", "*")]
+        return reply(204, headers=[_CORS, *allowed])
+
+    # --- presigned uploads -----------------------------------------------------------------------
+
+    def _presigned_put(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        parameters = request.url.params
+        upload = self._cdn.upload(parameters.get("upload_id", ""), parameters.get("signature"))
+        self._check_type(request, upload, exchange)
+        self._cdn.receive(upload, request.stream)  # type: ignore[arg-type]
+        return reply(200, headers=[_CORS])
+
+    def _check_type(self, request: httpx.Request, upload: Upload, exchange: Exchange) -> None:
+        declared = request.headers.get("content-type", upload.content_type)
+        if declared != upload.content_type:
+            problem = f"Content-Type {declared!r}, but {upload.content_type!r} was initiated"
+            if self._cdn.settings.content_type_mismatch == "refuse":
+                raise UploadError(400, problem)
+            exchange.notes.append(f"{problem}: the initiated type is kept")
+
+    def _part(
+        self, request: httpx.Request, exchange: Exchange, identifier: str, number: str
+    ) -> httpx.Response:
+        upload = self._authorised(request, identifier)
+        etag = self._cdn.receive_part(upload, int(number), request.stream)  # type: ignore[arg-type]
+        # Python reads the header, JavaScript the body [§1.4].
+        body = {"partNumber": int(number), "etag": etag}
+        return json_reply(body, headers=[("etag", etag), _CORS])
+
+    def _complete(
+        self, request: httpx.Request, exchange: Exchange, identifier: str
+    ) -> httpx.Response:
+        upload = self._authorised(request, identifier)
+        file = self._cdn.complete(upload, read_parts(request, "partNumber"))
+        return json_reply({"access_url": file.url}, headers=[_CORS])
+
+    # --- direct uploads --------------------------------------------------------------------------
+
+    def _upload(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        upload = self._begin(request, exchange)
+        file = self._cdn.receive(upload, request.stream)  # type: ignore[arg-type]
+        return json_reply({"access_url": file.url}, headers=[_CORS])
+
+    def _upload_multipart(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        upload = self._begin(request, exchange)
+        answer = {"access_url": upload.url, "uploadId": upload.id}
+        return json_reply(answer, headers=[_CORS])
+
+    def _begin(self, request: httpx.Request, exchange: Exchange) -> Upload:
+        host = request.url.host
+        headers = request.headers
+        legacy = host in _LEGACY
+        # The CDN before v3 took the account's key itself.
+        known = self._reader(request) or (legacy and self._identities.is_account(_auth(request)))
+        if not known:
+            raise UploadError(401, "a valid CDN token is needed to upload here")
+        content_type = headers.get("content-type", "application/octet-stream")
+        return self._cdn.begin(
+            headers.get("x-fal-file-name") or _default_name(content_type),
+            content_type,
+            read_lifecycle(request, exchange, self._cdn.settings),
+            headers.get("x-fal-request-id"),
+            host=host.removeprefix("upload.") if legacy else None,
+        )
+
+    def _authorised(self, request: httpx.Request, identifier: str) -> Upload:
+        """An upload, by the signature in its URL or by a CDN token."""
+        signature = request.url.params.get("signature")
+        if signature is None and self._reader(request):
+            signature = self._cdn.signature_of(identifier)
+        return self._cdn.upload(identifier, signature)
+
+    def _reader(self, request: httpx.Request) -> str | None:
+        return self._identities.reader(_auth(request))
+
+
+def _auth(request: httpx.Request) -> str | None:
+    value: str | None = request.headers.get("authorization")
+    return value
+
+
+def _error(status: int) -> httpx.Response:
+    details = {403: "Forbidden", 404: "Not Found", 410: "Gone"}
+    return json_reply({"detail": details[status]}, status, [_CORS])
+
+
+def _default_name(content_type: str) -> str:
+    import mimetypes
+
+    return f"upload{mimetypes.guess_extension(content_type) or '.bin'}"

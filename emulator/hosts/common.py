@@ -1,0 +1,79 @@
+"""What the hosts share: paths to handlers, the lifecycle header, lists of uploaded parts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from emulator.ledger import Exchange
+from emulator.network.reply import json_reply
+from emulator.settings import Settings
+from emulator.storage.cdn import UploadError
+from emulator.storage.lifecycle import parse_preference
+
+__all__ = ["PathRouter", "not_found", "read_lifecycle", "read_parts"]
+
+Handler = Callable[..., httpx.Response]
+
+
+class PathRouter:
+    """Finds the handler of a method and path."""
+
+    def __init__(self) -> None:
+        self._routes: list[tuple[str, re.Pattern[str], Handler]] = []
+
+    def add(self, method: str, pattern: str, handler: Handler) -> None:
+        """Add a handler; it is called with the request, the exchange and the pattern's groups."""
+        self._routes.append((method, re.compile(pattern), handler))
+
+    def find(self, method: str, path: str) -> tuple[Handler | None, tuple[str, ...]]:
+        """The handler and the groups of the path."""
+        for wanted, pattern, handler in self._routes:
+            if wanted == method:
+                match = pattern.fullmatch(path)
+                if match is not None:
+                    return handler, match.groups()
+        return None, ()
+
+
+def not_found(request: httpx.Request) -> httpx.Response:
+    """404 with a JSON body, as fal's services answer."""
+    return json_reply({"detail": f"Path {request.url.path} not found"}, 404)
+
+
+def read_lifecycle(
+    request: httpx.Request, exchange: Exchange, settings: Settings
+) -> dict[str, Any] | None:
+    """The lifecycle preference of an upload, in either spelling of its header [facts §1.9].
+
+    Raises:
+        UploadError: the preference is refused, by the platform or by a setting.
+    """
+    parsed = parse_preference(
+        request.headers,
+        malformed_lifecycle=settings.malformed_lifecycle,
+        invalid_expiration=settings.invalid_expiration,
+    )
+    exchange.notes.extend(parsed.problems)
+    if parsed.error is not None:
+        raise UploadError(*parsed.error)
+    return parsed.preference
+
+
+def read_parts(request: httpx.Request, number_key: str) -> list[tuple[int, str]]:
+    """The part numbers and ETags of a completion call.
+
+    Raises:
+        UploadError: 400, the body is malformed.
+    """
+    try:
+        parts = json.loads(request.read() or b"{}")["parts"]
+        return [(int(part[number_key]), str(part["etag"])) for part in parts]
+    except (ValueError, KeyError, TypeError):
+        raise UploadError(
+            400, f'the body must be {{"parts": [{{"{number_key}": 1, "etag": "..."}}]}}'
+        ) from None

@@ -1,0 +1,221 @@
+"""Everybody else's servers: files that a test serves at any URL, with the quirks servers have."""
+
+from __future__ import annotations
+
+import gzip as gzip_module
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import httpx
+
+from emulator.errors import EmulatorError
+from emulator.ledger import Exchange
+from emulator.network.reply import json_reply, reply
+from emulator.storage.lifecycle import ByteRange, Unsatisfiable, parse_range
+
+__all__ = ["Origin", "ServedFile"]
+
+_BLOCK = bytes(range(256)) * 4096  # 1 MiB, the content of synthetic bodies, repeated
+
+
+@dataclass(eq=False)
+class ServedFile:
+    """A file that the test serves. Change it at any time; the next request sees it."""
+
+    url: str
+    content: bytes = field(repr=False)
+    size: int | None
+    status: int
+    content_type: str | None
+    content_length: Literal["true", "absent"] | int
+    gzip: bool
+    ranges: bool
+    headers: dict[str, str]
+    require_headers: dict[str, str]
+    require_status: int
+    redirect_to: str | None
+    #: The requests that reached it, in order.
+    requests: list[Exchange] = field(default_factory=list, repr=False)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Body bytes that clients really took, of all requests together."""
+        return sum(exchange.bytes_sent for exchange in self.requests)
+
+    def update(self, content: bytes | str) -> None:
+        """Serve other content from now on."""
+        self.content = content.encode() if isinstance(content, str) else content
+        self.size = None
+
+
+class Origin:
+    """Serves files at URLs of the test's choosing."""
+
+    def __init__(self) -> None:
+        self._served: dict[tuple[str, str, str], ServedFile] = {}
+        self._hosts: set[str] = set()
+
+    def reset(self) -> None:
+        """Serve nothing."""
+        self._served.clear()
+        self._hosts.clear()
+
+    def serve(
+        self,
+        url: str,
+        content: bytes | str = b"",
+        *,
+        size: int | None = None,
+        status: int = 200,
+        content_type: str | None = None,
+        file_name: str | None = None,
+        content_disposition: str | None = None,
+        content_length: Literal["true", "absent"] | int = "true",
+        chunked: bool = False,
+        gzip: bool = False,
+        ranges: bool = True,
+        headers: Mapping[str, str] | None = None,
+        require_headers: Mapping[str, str] | None = None,
+        require_status: int = 401,
+        redirect_to: str | None = None,
+    ) -> ServedFile:
+        """Serve a file.
+
+        Args:
+            url: where. With a query it answers just that query, without one any query.
+            content: what.
+            size: instead of *content*, a synthetic body of this many bytes, made as it is sent.
+            status: HTTP status.
+            content_type: media type; default: none is sent.
+            file_name: sent as ``Content-Disposition: attachment; filename="..."``.
+            content_disposition: the whole header, instead of *file_name*.
+            content_length: ``"true"``, ``"absent"``, or a number that may be a lie.
+            chunked: send in chunks, which also means without a Content-Length.
+            gzip: compress, whether or not the client accepts it.
+            ranges: answer ``Range`` requests.
+            headers: further response headers.
+            require_headers: request headers that must be there with these values.
+            require_status: the answer where they are not.
+            redirect_to: answer 302 (or *status*, if it is 3xx) to there; may be relative.
+
+        Returns:
+            The file, which counts its requests and bytes.
+
+        Raises:
+            EmulatorError: the URL or a combination of options makes no sense.
+        """
+        key = _key(url)
+        if size is not None and (content or gzip):
+            raise EmulatorError(
+                "serve(size=...) makes a synthetic body; leave out content and gzip, or size."
+            )
+        extra = {name.lower(): value for name, value in (headers or {}).items()}
+        if content_disposition is None and file_name is not None:
+            content_disposition = f'attachment; filename="{file_name}"'
+        if content_disposition is not None:
+            extra["content-disposition"] = content_disposition
+        served = ServedFile(
+            url=url,
+            content=content.encode() if isinstance(content, str) else content,
+            size=size,
+            status=302 if redirect_to is not None and not 300 <= status < 400 else status,
+            content_type=content_type,
+            content_length="absent" if chunked else content_length,
+            gzip=gzip,
+            ranges=ranges,
+            headers=extra,
+            require_headers={n.lower(): v for n, v in (require_headers or {}).items()},
+            require_status=require_status,
+            redirect_to=redirect_to,
+        )
+        self._served[key] = served
+        self._hosts.add(_host(url))
+        return served
+
+    def answers(self, host: str) -> bool:
+        """Whether anything is served at this host."""
+        return host in self._hosts
+
+    def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response | None:
+        """Answer, if this very URL is served."""
+        origin, path, query = _key(str(request.url))
+        served = self._served.get((origin, path, query)) or self._served.get((origin, path, ""))
+        if served is None:
+            return None
+        served.requests.append(exchange)
+        return _respond(served, request)
+
+
+def _respond(served: ServedFile, request: httpx.Request) -> httpx.Response:
+    for name, value in served.require_headers.items():
+        if request.headers.get(name) != value:
+            return json_reply({"detail": f"header {name} is missing or wrong"}, served.require_status)
+    headers = list(served.headers.items())
+    if served.content_type is not None:
+        headers.append(("content-type", served.content_type))
+    if served.redirect_to is not None:
+        return reply(served.status, headers=[*headers, ("location", served.redirect_to)])
+    if served.gzip:
+        headers.append(("content-encoding", "gzip"))
+    content = gzip_module.compress(served.content, 6, mtime=0) if served.gzip else served.content
+    return _deliver(served, request, headers, content)
+
+
+def _deliver(
+    served: ServedFile, request: httpx.Request, headers: list[tuple[str, str]], content: bytes
+) -> httpx.Response:
+    total = len(content) if served.size is None else served.size
+    start, end, status = 0, total, served.status
+    if served.ranges and status == 200 and isinstance(served.content_length, str):
+        headers.append(("accept-ranges", "bytes"))
+        wanted = parse_range(request.headers.get("range"), total)
+        if isinstance(wanted, Unsatisfiable):
+            return reply(416, headers=[*headers, ("content-range", f"bytes */{total}")])
+        if isinstance(wanted, ByteRange):
+            start, end, status = wanted.start, wanted.end, 206
+            headers.append(("content-range", f"bytes {start}-{end - 1}/{total}"))
+    length = served.content_length if isinstance(served.content_length, int) else end - start
+    stream = _slices(content, start, end) if served.size is None else _synthetic(start, end)
+    return reply(
+        status,
+        headers=headers,
+        stream=() if request.method == "HEAD" else stream,
+        length=None if served.content_length == "absent" else length,
+    )
+
+
+def _slices(content: bytes, start: int, end: int) -> Iterator[bytes]:
+    if (start, end) == (0, len(content)) and end <= len(_BLOCK):
+        yield content
+        return
+    view = memoryview(content)
+    for position in range(start, end, len(_BLOCK)):
+        yield view[position : min(end, position + len(_BLOCK))]  # type: ignore[misc]
+
+
+def _synthetic(start: int, end: int) -> Iterator[bytes]:
+    """Bytes *start* to *end* of an endless repetition of one block."""
+    view = memoryview(_BLOCK)
+    while start < end:
+        offset = start % len(_BLOCK)
+        piece = view[offset : offset + min(len(_BLOCK) - offset, end - start)]
+        yield piece  # type: ignore[misc]
+        start += len(piece)
+
+
+def _key(url: str) -> tuple[str, str, str]:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise EmulatorError(
+            f"{url!r} is no URL to serve at. Write it whole, "
+            f'for example "https://example.com/model.bin".'
+        )
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    path = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=-._~")
+    return f"{parts.scheme}://{_host(url)}:{port}", path, parts.query
+
+
+def _host(url: str) -> str:
+    return (urllib.parse.urlsplit(url).hostname or "").lower()

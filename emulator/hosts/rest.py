@@ -1,0 +1,130 @@
+"""``rest.fal.ai`` and ``rest.alpha.fal.ai``: tokens and the start of uploads [facts §1.3-§1.6]."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+from emulator.hosts.common import PathRouter, not_found, read_lifecycle, read_parts
+from emulator.identity import Identities
+from emulator.ledger import Exchange
+from emulator.network.reply import json_reply
+from emulator.sdk import rest_host
+from emulator.storage.cdn import CDN, Upload, UploadError
+from emulator.storage.lifecycle import rewrite_file_name
+
+__all__ = ["RestHost"]
+
+_NAMES = frozenset({"rest.fal.ai", "rest.alpha.fal.ai"})
+_STORAGE_TYPES = {"fal-cdn-v3": None, "fal-cdn": None, "gcs": "storage.googleapis.com"}
+
+
+class RestHost:
+    """The account's REST API, as far as files need it."""
+
+    def __init__(self, cdn: CDN, identities: Identities) -> None:
+        self._cdn = cdn
+        self._identities = identities
+        self._paths = PathRouter()
+        self._paths.add("POST", r"/storage/auth/token", self._token)
+        self._paths.add("POST", r"/storage/upload/initiate", self._initiate)
+        self._paths.add("POST", r"/storage/upload/initiate-multipart", self._initiate_multipart)
+        self._paths.add("POST", r"/storage/upload/gcs/(\w+)/complete", self._complete_gcs)
+        self._paths.add("POST", r"/storage/upload/gcs/(\w+)/(\d+)", self._initiate_part_gcs)
+
+    def answers(self, host: str) -> bool:
+        """Whether this is a REST host: fal's own names, or the one the SDK was configured with."""
+        return host in _NAMES or host == rest_host()
+
+    def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        """Answer; account credentials are needed for everything."""
+        handler, arguments = self._paths.find(request.method, request.url.path)
+        if handler is None:
+            exchange.notes.append("the emulator does not know this call")
+            return not_found(request)
+        if not self._identities.is_account(request.headers.get("authorization")):
+            return json_reply({"detail": "Authentication is required to access this API"}, 401)
+        try:
+            response: httpx.Response = handler(request, exchange, *arguments)
+            return response
+        except UploadError as error:
+            return json_reply({"detail": str(error)}, error.status)
+
+    def _token(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        settings = self._cdn.settings
+        lifetime = settings.token_lifetime
+        seconds = _json(request).get("expiration_seconds")
+        if isinstance(seconds, (int, float)) and 0 < seconds < lifetime.total_seconds():
+            lifetime = type(lifetime)(seconds=seconds)
+        token = self._identities.issue(settings.nickname, lifetime)
+        old_cdn = request.url.params.get("storage_type") == "fal-cdn"
+        return json_reply(
+            {
+                "token": token.token,
+                "token_type": "Bearer",
+                "base_url": "https://v2.fal.media" if old_cdn else "https://v3.fal.media",
+                # With an offset and without Z, which Python 3.10 cannot read [study §1c].
+                "expires_at": token.expires_at.isoformat(),
+            }
+        )
+
+    def _begin(self, request: httpx.Request, exchange: Exchange) -> Upload:
+        storage_type = request.url.params.get("storage_type", "fal-cdn-v3")
+        if storage_type not in _STORAGE_TYPES:
+            raise UploadError(422, f"unknown storage_type {storage_type!r}")
+        data = _json(request)
+        lifecycle = read_lifecycle(request, exchange, self._cdn.settings)
+        return self._cdn.begin(
+            rewrite_file_name(str(data.get("file_name") or "upload.bin")),
+            str(data.get("content_type") or "application/octet-stream"),
+            lifecycle,
+            request.headers.get("x-fal-request-id"),
+            host=_STORAGE_TYPES[storage_type],
+        )
+
+    def _initiate(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        upload = self._begin(request, exchange)
+        return json_reply({"file_url": upload.url, "upload_url": _single_url(upload)})
+
+    def _initiate_multipart(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        upload = self._begin(request, exchange)
+        if request.url.params.get("storage_type") == "gcs":
+            # The client appends "/<part>" to the whole URL, so it has no query [facts §1.6].
+            url = f"https://{request.url.host}/storage/upload/gcs/{upload.id}"
+        else:
+            url = f"{upload.url}/multipart/{upload.id}?signature={upload.signature}"
+        return json_reply({"file_url": upload.url, "upload_url": url})
+
+    def _initiate_part_gcs(
+        self, request: httpx.Request, exchange: Exchange, identifier: str, number: str
+    ) -> httpx.Response:
+        upload = self._own(identifier)
+        url = f"{upload.url}/multipart/{upload.id}/{number}?signature={upload.signature}"
+        return json_reply({"upload_url": url})
+
+    def _complete_gcs(
+        self, request: httpx.Request, exchange: Exchange, identifier: str
+    ) -> httpx.Response:
+        upload = self._own(identifier)
+        file = self._cdn.complete(upload, read_parts(request, "part_number"))
+        return json_reply({"file_url": file.url})
+
+    def _own(self, identifier: str) -> Upload:
+        signature = self._cdn.signature_of(identifier)
+        return self._cdn.upload(identifier, signature)
+
+
+def _single_url(upload: Upload) -> str:
+    return f"{upload.url}?upload_id={upload.id}&signature={upload.signature}"
+
+
+def _json(request: httpx.Request) -> dict[str, Any]:
+    try:
+        data = json.loads(request.read() or b"{}")
+    except ValueError:
+        raise UploadError(422, "the body is not JSON") from None
+    if not isinstance(data, dict):
+        raise UploadError(422, "the body is no JSON object")
+    return data

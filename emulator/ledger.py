@@ -1,0 +1,157 @@
+"""What happened, in order: every exchange, what was refused, what the test should know about."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+__all__ = ["Event", "Exchange", "Ledger"]
+
+_SECRET_HEADERS = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-fal-cdn-token", "x-api-key"}
+)
+_SECRET_PARAMETERS = ("token", "signature", "identity", "key", "secret", "credential", "jwt")
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One request and what became of it."""
+
+    number: int
+    #: Virtual time of the request.
+    at: datetime
+    #: What sent it: ``"httpx"``, ``"urllib"`` or ``"wire"`` (any other client, over a socket).
+    client: str
+    method: str
+    #: The URL, with the values of secret parameters replaced by ``***``.
+    url: str
+    #: Path on the host, without the query.
+    path: str
+    host: str
+    #: Lower-case header names; credentials are replaced by ``***``.
+    request_headers: dict[str, str] = field(repr=False)
+    #: Name of the runner that sent it, None for the test itself.
+    runner: str | None = None
+    status: int | None = None
+    response_headers: dict[str, str] = field(default_factory=dict, repr=False)
+    #: Body bytes that really moved.
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    #: What the emulator has to say about it: a fault that struck, an unknown lifecycle key.
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that is no exchange: a runner's state, an expiry, a refused connection."""
+
+    at: datetime
+    kind: str
+    text: str
+
+
+class Ledger:
+    """The record of one test. Credentials never get into it."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self.exchanges: list[Exchange] = []
+        self.events: list[Event] = []
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.exchanges = []
+        self.events = []
+
+    def open(
+        self,
+        client: str,
+        method: str,
+        url: str,
+        headers: Iterable[tuple[str, str]],
+        runner: str | None = None,
+    ) -> Exchange:
+        """Record a request."""
+        address, _, query = url.partition("?")
+        host, path = _split(address)
+        exchange = Exchange(
+            number=0,
+            at=self._now(),
+            client=client,
+            method=method,
+            url=f"{address}?{_redact_query(query)}" if query else address,
+            path=path,
+            host=host,
+            request_headers=redact_headers(headers),
+            runner=runner,
+        )
+        with self._lock:
+            exchange.number = len(self.exchanges) + 1
+            self.exchanges.append(exchange)
+        return exchange
+
+    def event(self, kind: str, text: str) -> None:
+        """Record something else that happened, at the present virtual time."""
+        self.events.append(Event(self._now(), kind, text))
+
+    def requests(
+        self, host: str | None = None, method: str | None = None, path: str | None = None
+    ) -> list[Exchange]:
+        """The exchanges with this host, method and path; a path that ends in ``*`` is a prefix."""
+        return [
+            exchange
+            for exchange in self.exchanges
+            if (host is None or exchange.host == host)
+            and (method is None or exchange.method == method.upper())
+            and (path is None or matches_path(path, exchange.path))
+        ]
+
+    @property
+    def problems(self) -> list[str]:
+        """Notes on exchanges and refused connections, one sentence each."""
+        noted = [
+            f"#{exchange.number} {exchange.method} {exchange.url}: {note}"
+            for exchange in self.exchanges
+            for note in exchange.notes
+        ]
+        return noted + [event.text for event in self.events if event.kind == "refused"]
+
+
+def matches_path(pattern: str, path: str) -> bool:
+    """Whether *path* is the pattern, or begins with it where it ends in ``*``."""
+    if pattern.endswith("*"):
+        return path.startswith(pattern[:-1])
+    return path == pattern
+
+
+def redact_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Lower-case names, credentials replaced, repeated headers joined by a comma."""
+    result: dict[str, str] = {}
+    for name, value in headers:
+        key = name.lower()
+        shown = "***" if key in _SECRET_HEADERS else value
+        result[key] = f"{result[key]}, {shown}" if key in result else shown
+    return result
+
+
+def _redact_query(query: str) -> str:
+    return "&".join(_redact_parameter(part) for part in query.split("&"))
+
+
+def _redact_parameter(part: str) -> str:
+    name, separator, _ = part.partition("=")
+    if separator and any(word in name.lower() for word in _SECRET_PARAMETERS):
+        return f"{name}=***"
+    return part
+
+
+def _split(address: str) -> tuple[str, str]:
+    after_scheme = address.partition("://")[2] or address
+    authority, slash, rest = after_scheme.partition("/")
+    host = authority.rpartition("@")[2]
+    if host.startswith("["):
+        return host[1:].partition("]")[0], slash + rest or "/"
+    return host.partition(":")[0], slash + rest or "/"

@@ -1,0 +1,151 @@
+"""httpx's way to the router: in process, below its transports, where respx would be too.
+
+The only module that touches httpcore (seen: 1.0). The pool's one method is replaced while the
+emulator is active, so what others patch above it (``respx.mock``, pytest-httpx, a client's own
+transport) still comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio.to_thread
+import httpcore
+import httpx
+
+from emulator.errors import EmulatorError, UnknownHostError
+from emulator.network.router import LetThrough, WouldBlock
+
+__all__ = ["HttpxEntrance"]
+
+_POOLS = ((httpcore.ConnectionPool, "handle_request"), (httpcore.AsyncConnectionPool, "handle_async_request"))
+Dispatch = Callable[[httpx.Request], httpx.Response]
+
+
+class HttpxEntrance:
+    """Takes httpx's requests to the router while installed.
+
+    Args:
+        dispatch: answers a request.
+        passes: whether requests for a host go to the real network.
+    """
+
+    def __init__(self, dispatch: Dispatch, passes: Callable[[str], bool]) -> None:
+        self._dispatch = dispatch
+        self._passes = passes
+        self._originals = [_method(pool, name) for pool, name in _POOLS]
+
+    def install(self) -> None:
+        """Take over."""
+        real, real_async = (_method(pool, name) for pool, name in _POOLS)
+        self._originals = [real, real_async]
+
+        def handle_request(pool: Any, request: Any) -> Any:
+            if self._is_elsewhere(pool, request):
+                return real(pool, request)
+            try:
+                return self._answer(request, may_block=True)
+            except LetThrough:
+                return real(pool, request)
+
+        async def handle_async_request(pool: Any, request: Any) -> Any:
+            if self._is_elsewhere(pool, request):
+                return await real_async(pool, request)
+            try:
+                return await self._answer_async(request)
+            except LetThrough:
+                return await real_async(pool, request)
+
+        httpcore.ConnectionPool.handle_request = handle_request  # type: ignore[method-assign]
+        httpcore.AsyncConnectionPool.handle_async_request = handle_async_request  # type: ignore[method-assign]
+
+    def uninstall(self) -> None:
+        """Give back."""
+        for (pool, name), original in zip(_POOLS, self._originals, strict=True):
+            setattr(pool, name, original)
+
+    def _is_elsewhere(self, pool: Any, request: Any) -> bool:
+        """Whether the request goes over a Unix socket or to a host that is let through."""
+        return pool._uds is not None or self._passes(request.url.host.decode("ascii"))
+
+    def _answer(self, request: Any, may_block: bool) -> Any:
+        converted = _to_httpx(request, may_block)
+        try:
+            response = self._dispatch(converted)
+        except UnknownHostError:
+            raise
+        except ConnectionRefusedError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(str(error)) from error
+        except ConnectionError as error:
+            raise httpcore.ReadError(str(error)) from error
+        return _to_httpcore(response)
+
+    async def _answer_async(self, request: Any) -> Any:
+        if not hasattr(request.stream, "__iter__"):
+            request.stream = httpx.ByteStream(b"".join([chunk async for chunk in request.stream]))
+        try:
+            return self._answer(request, may_block=False)
+        except WouldBlock:
+            return await anyio.to_thread.run_sync(lambda: self._answer(request, may_block=True))
+
+
+def _method(pool: type, name: str) -> Any:
+    try:
+        return pool.__dict__[name]
+    except KeyError:
+        raise EmulatorError(
+            f"httpcore {httpcore.__version__} has no {pool.__name__}.{name}, which pytest-fal "
+            f"takes over to answer httpx. Install httpcore 1.0, and tell us of the newer one."
+        ) from None
+
+
+def _to_httpx(request: Any, may_block: bool) -> httpx.Request:
+    url = request.url
+    host = url.host.decode("ascii")
+    host = f"[{host}]" if ":" in host else host
+    port = f":{url.port}" if url.port is not None else ""
+    return httpx.Request(
+        request.method.decode("ascii"),
+        f"{url.scheme.decode('ascii')}://{host}{port}{url.target.decode('ascii')}",
+        headers=request.headers,
+        stream=request.stream,
+        extensions={"fal_may_block": may_block},
+    )
+
+
+def _to_httpcore(response: httpx.Response) -> Any:
+    extensions = {"http_version": b"HTTP/1.1", "reason_phrase": response.reason_phrase.encode("latin-1")}
+    return httpcore.Response(
+        response.status_code,
+        headers=response.headers.raw,
+        content=_Errors(response.stream),
+        extensions=extensions,
+    )
+
+
+class _Errors:
+    """A body whose broken connection is the error that httpx knows."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Any:
+        try:
+            yield from self._stream
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(str(error)) from error
+        except ConnectionError as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    async def __aiter__(self) -> Any:
+        for chunk in self:
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        self._stream.close()

@@ -1,0 +1,83 @@
+"""Responses: small ones from bytes or JSON, large ones as streams that hold nothing in memory."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+
+import httpx
+
+__all__ = ["Body", "json_reply", "reply"]
+
+
+class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A response body that every client can read, with the number of bytes really taken.
+
+    Args:
+        chunks: where the bytes come from; iterated once.
+        on_close: called once, with the number of bytes taken, when the client is done or gone.
+    """
+
+    def __init__(
+        self, chunks: Iterable[bytes], on_close: Callable[[int], None] | None = None
+    ) -> None:
+        self._chunks = chunks
+        self._on_close = on_close
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._chunks:
+                self.taken += len(chunk)
+                yield chunk
+        finally:
+            self.close()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self:
+            yield chunk
+
+    def close(self) -> None:
+        """The client is done."""
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()
+        if self._on_close is not None:
+            on_close, self._on_close = self._on_close, None
+            on_close(self.taken)
+
+    async def aclose(self) -> None:
+        """The client is done."""
+        self.close()
+
+
+def reply(
+    status: int = 200,
+    content: bytes | str = b"",
+    *,
+    content_type: str | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+    stream: Iterable[bytes] | None = None,
+    length: int | None = None,
+) -> httpx.Response:
+    """A response from bytes, or from a *stream* of *length* bytes (None: length not told)."""
+    fields = list(headers)
+    if content_type is not None:
+        fields.append(("content-type", content_type))
+    if stream is not None:
+        if length is not None:
+            fields.append(("content-length", str(length)))
+        return httpx.Response(status, headers=fields, stream=Body(stream))
+    body = content.encode() if isinstance(content, str) else content
+    if status not in (204, 304):
+        fields.append(("content-length", str(len(body))))
+    return httpx.Response(status, headers=fields, stream=Body((body,) if body else ()))
+
+
+def json_reply(
+    data: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
+) -> httpx.Response:
+    """A JSON response."""
+    body = json_module.dumps(data).encode()
+    return reply(status, body, content_type="application/json", headers=headers)

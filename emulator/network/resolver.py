@@ -1,0 +1,253 @@
+"""Names and connections: every socket of this process goes to the loopback wire, or nowhere.
+
+Emulated names resolve to addresses in 192.88.99.0/24: globally routable in Python's eyes, which the
+SDK's download guard insists on, deprecated and unused since RFC 7526. Connections to them are taken
+to the wire before the kernel sees them; all others but loopback are refused.
+"""
+
+from __future__ import annotations
+
+import _socket
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from emulator.errors import UnknownHostError
+from emulator.network.router import unknown_host
+from emulator.network.wire import Peer, Wire
+
+__all__ = ["Resolver", "UnknownNameError", "is_local"]
+
+_EMULATED = ipaddress.ip_network("192.88.99.0/24")
+_LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "localhost.localdomain", ""})
+
+
+class UnknownNameError(UnknownHostError, socket.gaierror):
+    """A host name that nothing in the test answers for, as a failure to resolve it."""
+
+
+def is_local(host: str) -> bool:
+    """Whether a host name or address is this machine's loopback (always allowed)."""
+    if host in _LOOPBACK_NAMES or host.endswith(".localhost"):
+        return True
+    if host[:1].isdigit() or ":" in host:
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        return address.is_loopback or address.is_unspecified
+    return False
+
+
+class Resolver:
+    """Replaces name resolution and connecting in Python's ``socket`` while installed.
+
+    Args:
+        wire: where emulated connections really go.
+        answers: whether something in the test answers for a host name.
+        lets_through: whether a host name is allowed to be the real one.
+        report: told of every refusal.
+        runner: the name of the runner that the calling thread is on.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        answers: Callable[[str], bool],
+        lets_through: Callable[[str], bool],
+        report: Callable[[str], None],
+        runner: Callable[[], int | None],
+    ) -> None:
+        self._wire = wire
+        self._answers = answers
+        self._lets_through = lets_through
+        self._report = report
+        self._runner = runner
+        self._chosen: dict[str, tuple[str, ...]] = {}
+        self._address_of: dict[str, str] = {}
+        self._name_of: dict[str, str] = {}
+        self._real_addresses: set[str] = set()
+        self._real: dict[str, Any] = {}
+        #: Asked before each connection to an emulated name; may raise an ``OSError``.
+        self.before_connect: Callable[[str, int], None] = lambda _name, _port: None
+
+    def reset(self) -> None:
+        """Forget the addresses that the test chose."""
+        self._chosen.clear()
+        self._real_addresses.clear()
+
+    def set(self, name: str, *addresses: str) -> None:
+        """Let *name* resolve to these addresses, in this order (for example a private one).
+
+        Raises:
+            ValueError: one of them is no IP address.
+        """
+        for address in addresses:
+            ipaddress.ip_address(address)
+            self._name_of[address] = name.lower()
+        self._chosen[name.lower()] = addresses
+
+    def passes(self, host: str) -> bool:
+        """Whether connections to this host are real: loopback, or let through by the test."""
+        return is_local(host) or self._lets_through(host)
+
+    # --- what stands in for socket's functions ---------------------------------------------------
+
+    def install(self) -> None:
+        """Take over ``socket``'s name resolution and connecting."""
+        self._real = {
+            "getaddrinfo": socket.getaddrinfo,
+            "gethostbyname": socket.gethostbyname,
+            "gethostbyname_ex": socket.gethostbyname_ex,
+            "connect": socket.socket.connect,
+            "connect_ex": socket.socket.connect_ex,
+        }
+        connect = self._real["connect"]
+        connect_ex = self._real["connect_ex"]
+
+        def patched_connect(sock: socket.socket, address: Any) -> None:
+            self._connect(connect, sock, address)
+
+        def patched_connect_ex(sock: socket.socket, address: Any) -> int:
+            try:
+                return int(self._connect(connect_ex, sock, address) or 0)
+            except UnknownHostError:
+                raise
+            except OSError as error:
+                return error.errno or 111
+
+        socket.getaddrinfo = self._getaddrinfo
+        socket.gethostbyname = self._gethostbyname
+        socket.gethostbyname_ex = self._gethostbyname_ex
+        socket.socket.connect = patched_connect  # type: ignore[method-assign]
+        socket.socket.connect_ex = patched_connect_ex  # type: ignore[method-assign]
+
+    def uninstall(self) -> None:
+        """Give them back."""
+        real, self._real = self._real, {}
+        if not real:
+            return
+        socket.getaddrinfo = real["getaddrinfo"]
+        socket.gethostbyname = real["gethostbyname"]
+        socket.gethostbyname_ex = real["gethostbyname_ex"]
+        for name in ("connect", "connect_ex"):
+            if real[name] is getattr(_socket.socket, name):
+                delattr(socket.socket, name)  # it was inherited from the C class
+            else:
+                setattr(socket.socket, name, real[name])
+
+    def _getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - socket's own name
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
+        real = self._real["getaddrinfo"]
+        name = _text(host)
+        if name is None or _is_address(name):
+            return list(real(host, port, family, type, proto, flags))
+        addresses = self._addresses(name)
+        if addresses is None:
+            found = list(real(host, port, family, type, proto, flags))
+            self._real_addresses.update(str(info[4][0]) for info in found)
+            return found
+        return self._numeric(addresses, port, family, type, proto, flags)
+
+    def _numeric(self, addresses: Iterable[str], port: Any, family: int, *rest: int) -> list[Any]:
+        """Entries for literal addresses, those of another family left out."""
+        real = self._real["getaddrinfo"]
+        found: list[Any] = []
+        failure: socket.gaierror | None = None
+        for address in addresses:
+            try:
+                found += real(address, port, family, *rest)
+            except socket.gaierror as error:
+                failure = error
+        if not found and failure is not None:
+            raise failure
+        return found
+
+    def _gethostbyname(self, host: Any) -> str:
+        name = _text(host) or ""
+        addresses = None if _is_address(name) else self._addresses(name)
+        return str(self._real["gethostbyname"](host)) if addresses is None else addresses[0]
+
+    def _gethostbyname_ex(self, host: Any) -> Any:
+        name = _text(host) or ""
+        addresses = None if _is_address(name) else self._addresses(name)
+        return (
+            self._real["gethostbyname_ex"](host) if addresses is None else (name, [], [*addresses])
+        )
+
+    def _addresses(self, name: str) -> tuple[str, ...] | None:
+        """The emulated addresses of a name; None: ask the real resolver."""
+        name = name.lower().rstrip(".")
+        if name in self._chosen:
+            return self._chosen[name]
+        if self.passes(name):
+            return None
+        if not self._answers(name):
+            message = str(unknown_host(name, f"looking up {name}"))
+            self._report(f"refused to look up {name}: nothing in the test answers for it")
+            raise UnknownNameError(socket.EAI_NONAME, message)
+        return (self._allot(name),)
+
+    def _allot(self, name: str) -> str:
+        if name not in self._address_of:
+            # 254 names have an address each; more share them, which only names can tell apart.
+            address = str(_EMULATED[1 + len(self._address_of) % 254])
+            self._address_of[name] = address
+            self._name_of.setdefault(address, name)
+        return self._address_of[name]
+
+    def _connect(self, real: Callable[[Any, Any], Any], sock: socket.socket, address: Any) -> Any:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return real(sock, address)
+        host, port = _text(address[0]) or "", address[1]
+        if not _is_address(host):
+            family, kind = sock.family, sock.type
+            host = str(self._getaddrinfo(host, port, family, kind)[0][4][0])
+        if is_local(host) or host in self._real_addresses or self._lets_through(host):
+            return real(sock, (host, *address[1:]))
+        if not self._is_emulated(host) or sock.type == socket.SOCK_DGRAM:
+            self._report(f"refused to connect to {host}:{port}")
+            raise unknown_host(host, f"connecting to {host}:{port}", f"https://{host}:{port}/")
+        self.before_connect(self._name_of.get(host, host), port)
+        return self._connect_to_wire(real, sock, host, port)
+
+    def _connect_to_wire(
+        self, real: Callable[[Any, Any], Any], sock: socket.socket, host: str, port: int
+    ) -> Any:
+        target: Any = self._wire.address
+        if sock.family == socket.AF_INET6:
+            target = (f"::ffff:{target[0]}", target[1], 0, 0)
+        try:
+            return real(sock, target)
+        finally:
+            # Also for a connection still under way (non-blocking): its local port is chosen.
+            self._wire.expect(sock.getsockname()[1], Peer(host, port, self._runner()))
+
+    def _is_emulated(self, address: str) -> bool:
+        if address in self._name_of or self._answers(address):
+            return True
+        return address.startswith("192.88.99.")
+
+
+def _text(host: Any) -> str | None:
+    if isinstance(host, (bytes, bytearray)):
+        return bytes(host).decode("idna") if host else ""
+    return host if host is None else str(host)
+
+
+def _is_address(host: str) -> bool:
+    if not (host[:1].isdigit() or ":" in host):
+        return False
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,68 @@
+"""What the apps print, told apart by the runner they run on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+__all__ = ["OutputSplitter"]
+
+#: The SDK prints every installed package at every start; it belongs to the runner's log only.
+_NOISE = "[debug] Python packages installed:"
+
+
+class OutputSplitter:
+    """Stands in for ``sys.stdout`` and ``sys.stderr`` while runners live.
+
+    Args:
+        sink: where the calling thread's output is collected; None when it is on no runner.
+    """
+
+    def __init__(self, sink: Callable[[], list[str] | None]) -> None:
+        self._sink = sink
+
+    def install(self) -> None:
+        """Stand in; again, if something (pytest's capture) has put another stream there since."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is not None and not isinstance(stream, _Split):
+                setattr(sys, name, _Split(stream, self._sink))
+
+    def uninstall(self) -> None:
+        """Give back the streams that are ours."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if isinstance(stream, _Split):
+                setattr(sys, name, stream._stream)
+
+
+class _Split:
+    """A text stream that also keeps what is written from a runner's threads."""
+
+    def __init__(self, stream: TextIO, sink: Callable[[], list[str] | None]) -> None:
+        self._stream = stream
+        self._sink = sink
+        self._noise: list[str] | None = None
+
+    def write(self, text: str) -> int:
+        sink = self._sink()
+        if sink is None:
+            return self._stream.write(text)
+        sink.append(text)
+        if text.startswith(_NOISE):
+            self._noise = sink
+            return len(text)
+        if self._noise is sink:
+            # print() writes its parts one by one, up to the newline.
+            if text.endswith("\n"):
+                self._noise = None
+            return len(text)
+        return self._stream.write(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

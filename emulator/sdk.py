@@ -1,0 +1,236 @@
+"""The fal SDK's process-wide state: saved, made neutral, put back.
+
+The only module that knows where the SDK keeps it (seen: fal 1.75.5 to 1.83.0, fal_client 1.0). It
+looks only at modules that are loaded already and imports none of them. What is missing in a version
+is skipped: each entry only undoes what a test could have changed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from emulator.errors import EmulatorError
+
+__all__ = ["SDKState", "load_app_module", "publish_current_app", "quick_package_list"]
+
+_PROVIDERS = "fal.toolkit.file.providers.fal"
+_FILE = "fal.toolkit.file.file"
+_AGES_AGO = datetime.min.replace(tzinfo=timezone.utc)
+
+# (module, attribute): plain values that tests and apps change.
+_ATTRIBUTES = (
+    ("fal.ref", "current_app"),
+    (_FILE, "DEFAULT_REPOSITORY"),
+    ("fal_client._headers", "_get_current_app"),
+)
+_MULTIPART_CLASSES = ("MultipartUploadGCS", "MultipartUploadV3", "InternalMultipartUploadV3")
+_MULTIPART_LIMITS = ("MULTIPART_THRESHOLD", "MULTIPART_CHUNK_SIZE", "MULTIPART_MAX_CONCURRENCY")
+
+
+class SDKState:
+    """The state of the SDK from :meth:`save` to :meth:`restore`."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self._loaded_before: frozenset[str] = frozenset()
+
+    def save(self, home: str) -> None:
+        """Save the state and make it neutral: no token, no current app, nobody's login.
+
+        Args:
+            home: a directory that stands in for ``~/.fal``; the SDK deletes the login token in it
+                when an upload has no key and no network [study §5, U1].
+        """
+        self._undo = []
+        self._loaded_before = frozenset(name for name in _WATCHED if name in sys.modules)
+        for module_name, attribute in _ATTRIBUTES:
+            self._save_attribute(sys.modules.get(module_name), attribute)
+        self._set("fal.ref", "current_app", None)
+        self._set("fal.auth.local", "_FAL_HOME_DIR", home)
+        for manager in _token_managers():
+            self._save_attribute(manager, "_token")
+            _forget_token(manager)
+        self._save_containers()
+        self._save_limits()
+        _forget_images()
+
+    def restore(self) -> None:
+        """Put everything back; what was first loaded meanwhile becomes as if loaded now."""
+        _drain_uploads()
+        _forget_images()
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
+        self._settle_what_was_loaded()
+
+    def _settle_what_was_loaded(self) -> None:
+        """Modules first imported inside a test took our environment for the user's."""
+        new = [name for name in _WATCHED if name in sys.modules and name not in self._loaded_before]
+        if "fal.auth.local" in new:
+            local = sys.modules["fal.auth.local"]
+            local._FAL_HOME_DIR = os.getenv("FAL_HOME_DIR", str(Path.home() / ".fal"))  # type: ignore[attr-defined]
+        if "fal.ref" in new:
+            sys.modules["fal.ref"].current_app = None  # type: ignore[attr-defined]
+        if _PROVIDERS in new:
+            for manager in _token_managers():
+                _forget_token(manager)
+            _lifecycle_reference().set(None)
+
+    def _set(self, module_name: str, attribute: str, value: object) -> None:
+        module = sys.modules.get(module_name)
+        if module is not None and hasattr(module, attribute):
+            self._save_attribute(module, attribute)
+            setattr(module, attribute, value)
+
+    def _save_attribute(self, owner: Any, attribute: str) -> None:
+        if owner is not None and hasattr(owner, attribute):
+            value = getattr(owner, attribute)
+            self._undo.append(lambda: setattr(owner, attribute, value))
+
+    def _save_containers(self) -> None:
+        file = sys.modules.get(_FILE)
+        for owner, attribute in (
+            (file, "BUILT_IN_REPOSITORIES"),
+            (file, "FALLBACK_REPOSITORY"),
+            (sys.modules.get("isolate"), "__cached_functions__"),
+        ):
+            container = getattr(owner, attribute, None)
+            if isinstance(container, (dict, list)):
+                self._undo.append(_refill(container))
+        if _PROVIDERS in sys.modules:
+            reference = _lifecycle_reference()
+            value = reference.get()
+            self._undo.append(lambda: reference.set(value))
+
+    def _save_limits(self) -> None:
+        providers = sys.modules.get(_PROVIDERS)
+        for name in _MULTIPART_CLASSES:
+            for limit in _MULTIPART_LIMITS:
+                self._save_attribute(getattr(providers, name, None), limit)
+
+
+_WATCHED = ("fal.auth.local", "fal.ref", _PROVIDERS)
+
+
+def _token_managers() -> Iterator[Any]:
+    providers = sys.modules.get(_PROVIDERS)
+    for name in ("fal_v3_token_manager", "fal_v2_token_manager"):
+        manager = getattr(providers, name, None)
+        if hasattr(manager, "_token"):
+            yield manager
+
+
+def _forget_token(manager: Any) -> None:
+    """An expired token: the next use asks for a new one, as in a new process."""
+    manager._token = manager.token_cls(
+        token="", token_type="", base_upload_url="", expires_at=_AGES_AGO
+    )
+
+
+def _lifecycle_reference() -> Any:
+    return sys.modules[_PROVIDERS]._LIFECYCLE_PREFERENCE  # type: ignore[attr-defined]
+
+
+def _forget_images() -> None:
+    """``read_image_from_url`` remembers 64 URLs and returns the same mutable image [§5, F11]."""
+    for name in ("fal.toolkit.image.image", "fal.toolkit.image"):
+        function = getattr(sys.modules.get(name), "read_image_from_url", None)
+        clear = getattr(function, "cache_clear", None)
+        if clear is not None:
+            clear()
+
+
+def _drain_uploads() -> None:
+    """Wait for uploads to a caller's bucket that run in the background."""
+    policy = sys.modules.get("fal.toolkit.file._upload_policy")
+    if policy is not None and getattr(policy, "_inflight", None):
+        policy.drain()
+
+
+def _refill(container: Any) -> Callable[[], None]:
+    saved = container.copy()
+
+    def undo() -> None:
+        if isinstance(container, dict):
+            if container != saved:
+                container.clear()
+                container.update(saved)
+        elif container != saved:
+            container[:] = saved
+
+    return undo
+
+
+def rest_host() -> str | None:
+    """The REST host that the loaded SDK was configured with; None when it is not loaded."""
+    host = getattr(sys.modules.get("fal.flags"), "REST_HOST", None)
+    return host if isinstance(host, str) else None
+
+
+# --- booting apps --------------------------------------------------------------------------------
+
+
+def load_app_module() -> Any:
+    """``fal.app``, imported now if it was not.
+
+    Raises:
+        EmulatorError: fal is not installed.
+    """
+    try:
+        import fal.app
+    except ImportError as error:
+        raise EmulatorError(
+            "a runner needs the fal SDK, which cannot be imported here. Run: pip install fal"
+        ) from error
+    return fal.app
+
+
+def publish_current_app(app: object) -> None:
+    """Make *app* what ``fal.ref.get_current_app()`` returns.
+
+    Not through ``set_current_app``, which insists on one app a process.
+    """
+    sys.modules["fal.ref"].current_app = app  # type: ignore[attr-defined]
+
+
+@contextmanager
+def quick_package_list() -> Iterator[None]:
+    """Let the SDK print the installed packages without reading their metadata at every boot.
+
+    That is 45 of a boot's 48 ms, and the list does not change within a run.
+    """
+    real = importlib.metadata.distributions
+
+    def distributions(**options: Any) -> Any:
+        caller = sys._getframe(1).f_globals.get("__name__")
+        return _installed_packages(real) if caller == "fal.app" and not options else real(**options)
+
+    importlib.metadata.distributions = distributions  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        importlib.metadata.distributions = real
+
+
+class _Package:
+    """What the SDK's list needs of a distribution."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self.metadata = {"Name": name}
+        self.version = version
+
+
+_packages: list[_Package] = []
+
+
+def _installed_packages(real: Callable[[], Any]) -> list[_Package]:
+    if not _packages:
+        _packages.extend(_Package(d.metadata["Name"], d.version) for d in real())
+    return _packages

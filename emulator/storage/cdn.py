@@ -1,0 +1,363 @@
+"""The files on the fake CDN: uploads under way, what is stored, when it expires.
+
+Bytes live in moto's S3 (:mod:`emulator.storage.objects`), which expires nothing; the rules of
+expiry and access are pure functions (:mod:`emulator.storage.lifecycle`); this is what joins them.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import threading
+import urllib.parse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from emulator.errors import EmulatorError
+from emulator.storage.lifecycle import Acl, expires_at, is_expired, parse_acl
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from emulator.clock import Clock
+    from emulator.ledger import Ledger
+    from emulator.settings import Settings
+    from emulator.storage.objects import ObjectStore
+
+__all__ = ["CDN", "CDNFile", "Upload", "UploadError"]
+
+
+@dataclass(frozen=True)
+class CDNFile:
+    """A file on the CDN."""
+
+    url: str
+    file_name: str
+    content_type: str
+    #: Bytes.
+    size: int
+    #: Virtual time at which the upload was complete; lifetimes count from it.
+    created_at: datetime
+    #: Virtual time of its deletion, None when it stays until deleted.
+    expires_at: datetime | None = None
+    #: Who may read it; None is everybody.
+    acl: Acl | None = None
+    #: The lifecycle preference that the upload carried, None when it carried none.
+    lifecycle: dict[str, Any] | None = None
+    #: ``X-Fal-Request-ID`` of the upload: the request in which an app made it.
+    request_id: str | None = None
+
+
+class UploadError(Exception):
+    """An upload that the CDN refuses.
+
+    Attributes:
+        status: HTTP status of the refusal.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+@dataclass(eq=False)
+class Upload:
+    """An upload under way. Its URL is known from the start; the file is not there yet."""
+
+    id: str
+    url: str
+    file_name: str
+    content_type: str
+    started: datetime
+    signature: str
+    lifecycle: dict[str, Any] | None
+    request_id: str | None
+    done: bool = False
+    #: Part number to (key of the part's bytes, ETag).
+    parts: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+
+class CDN:
+    """The account's files on the CDN, as a test sees and seeds them."""
+
+    def __init__(
+        self, store: ObjectStore, clock: Clock, ledger: Ledger, settings: Settings
+    ) -> None:
+        self.settings = settings
+        self._store = store
+        self._clock = clock
+        self._ledger = ledger
+        self._files: dict[str, CDNFile] = {}
+        self._gone: dict[str, CDNFile] = {}
+        self._uploads: dict[str, Upload] = {}
+        self._pending: dict[str, Upload] = {}
+        self._changed = threading.Condition()
+
+    def reset(self, settings: Settings) -> None:
+        """Forget all files and uploads."""
+        self.settings = settings
+        self._files.clear()
+        self._gone.clear()
+        self._uploads.clear()
+        self._pending.clear()
+        self._store.reset()
+
+    # --- for tests -------------------------------------------------------------------------------
+
+    def put(
+        self,
+        data: bytes,
+        file_name: str | None = None,
+        content_type: str | None = None,
+        expires_in: timedelta | float | None = None,
+        acl: dict[str, Any] | str | None = None,
+    ) -> str:
+        """Put a file onto the CDN, as if somebody had uploaded it.
+
+        Args:
+            expires_in: lifetime (seconds or a timedelta); None: the account's default.
+            acl: ``"allow"``, ``"forbid"``, ``"hide"`` or a whole ``initial_acl``.
+
+        Returns:
+            Its URL.
+        """
+        lifecycle: dict[str, Any] = {}
+        if expires_in is not None:
+            seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
+            lifecycle["expiration_duration_seconds"] = seconds
+        if acl is not None:
+            lifecycle["initial_acl"] = {"default": acl} if isinstance(acl, str) else acl
+        name = file_name or "file.bin"
+        upload = self.begin(name, content_type or _guess(name), lifecycle or None)
+        self.receive(upload, (data,))
+        return upload.url
+
+    def get(self, url: str) -> bytes:
+        """The bytes of a file, whatever its access rules.
+
+        Raises:
+            EmulatorError: there is none (any more); the message says why.
+        """
+        self.info(url)
+        if self._find_key(url) not in self._files:
+            raise EmulatorError(self._why_not(url))
+        return b"".join(self._store.read(self._find_key(url)))
+
+    def info(self, url: str) -> CDNFile:
+        """What is known of a file, also of one that has expired.
+
+        Raises:
+            EmulatorError: there never was one at this URL.
+        """
+        self._expire_due()
+        key = self._find_key(url)
+        found = self._files.get(key) or self._gone.get(key)
+        if found is None:
+            raise EmulatorError(self._why_not(url))
+        return found
+
+    @property
+    def files(self) -> list[CDNFile]:
+        """The files that exist now, in the order of their uploads."""
+        self._expire_due()
+        return list(self._files.values())
+
+    def image(self, url: str) -> Image:
+        """A file, opened with Pillow."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.get(url)))
+
+    def expire(self, url: str) -> None:
+        """Let a file's time be over now."""
+        file = self.info(url)
+        key = self._find_key(url)
+        if key in self._files:
+            self._files[key] = replace(file, expires_at=self._clock.now())
+            self._expire_due()
+
+    # --- for the hosts ---------------------------------------------------------------------------
+
+    def begin(
+        self,
+        file_name: str,
+        content_type: str,
+        lifecycle: dict[str, Any] | None = None,
+        request_id: str | None = None,
+        host: str | None = None,
+    ) -> Upload:
+        """Start an upload: its unique URL is chosen now."""
+        identifier = secrets.token_urlsafe(16)[:21].replace("-", "0")
+        base = host or self.settings.cdn_host
+        name = urllib.parse.quote(file_name.replace("/", "_"), safe="._-()+@~")
+        prefix = "falserverless" if base == "storage.googleapis.com" else "files/b"
+        upload = Upload(
+            id=secrets.token_hex(12),
+            url=f"https://{base}/{prefix}/{secrets.token_hex(4)}/{identifier}_{name}",
+            file_name=file_name,
+            content_type=content_type,
+            started=self._clock.now(),
+            signature=secrets.token_hex(16),
+            lifecycle=lifecycle,
+            request_id=request_id,
+        )
+        self._uploads[upload.id] = upload
+        self._pending[self._find_key(upload.url)] = upload
+        return upload
+
+    def upload(self, identifier: str, signature: str | None) -> Upload:
+        """The upload that a presigned URL names.
+
+        Raises:
+            UploadError: 403, as the URL is unknown, forged, used or too old.
+        """
+        found = self._uploads.get(identifier)
+        if found is None or found.signature != signature:
+            raise UploadError(403, "this upload URL is not valid")
+        lifetime = self.settings.upload_url_lifetime
+        if lifetime is not None and self._clock.now() > found.started + lifetime:
+            raise UploadError(403, f"this upload URL was valid for {lifetime}")
+        if found.done and self.settings.upload_url_reuse == "refuse":
+            raise UploadError(403, "this upload URL has been used")
+        return found
+
+    def signature_of(self, identifier: str) -> str | None:
+        """What a caller who is authorised otherwise need not present."""
+        found = self._uploads.get(identifier)
+        return found.signature if found is not None else None
+
+    def receive(self, upload: Upload, chunks: Iterable[bytes]) -> CDNFile:
+        """Store the bytes of a single-shot upload."""
+        key = self._find_key(upload.url)
+        stored = self._store.put(key, chunks, content_type=upload.content_type)
+        return self._finish(upload, stored.size)
+
+    def receive_part(self, upload: Upload, number: int, chunks: Iterable[bytes]) -> str:
+        """Store one part of a multipart upload; a part sent again replaces the first. Its ETag."""
+        key = f"parts/{upload.id}/{number}/{secrets.token_hex(4)}"
+        self._store.put(key, chunks, content_type="application/octet-stream")
+        etag = self._store.etag(key)
+        upload.parts[number] = (key, etag)
+        return etag
+
+    def complete(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> CDNFile:
+        """Join the parts named (number and ETag) into the file.
+
+        Raises:
+            UploadError: 400 for no parts, a missing part or a wrong ETag (and for parts out of
+                order with the setting ``part_order="strict"``).
+        """
+        if not parts:
+            raise UploadError(400, "a multipart upload needs at least one part")
+        numbers = [number for number, _ in parts]
+        if self.settings.part_order == "strict" and numbers != sorted(numbers):
+            raise UploadError(400, "InvalidPartOrder: the parts are not in ascending order")
+        keys = []
+        for number, etag in sorted(parts):
+            if number not in upload.parts:
+                raise UploadError(400, f"InvalidPart: part {number} was never uploaded")
+            key, expected = upload.parts[number]
+            if etag.strip('"') != expected.strip('"'):
+                raise UploadError(400, f"InvalidPart: part {number} has another ETag")
+            keys.append(key)
+        key = self._find_key(upload.url)
+        stored = self._store.join(key, keys, content_type=upload.content_type)
+        return self._finish(upload, stored.size)
+
+    def wait_for(self, url: str, limit: timedelta) -> bool:
+        """Wait until an upload under way to *url* is finished; False when *limit* passed first.
+
+        On a stopped clock nobody waits longer than other threads need to finish what they do: then
+        the clock moves on by *limit*.
+        """
+        key = self._find_key(url)
+        frozen = self._clock.frozen
+        real_seconds = 0.25 if frozen else limit.total_seconds()
+        with self._changed:
+            done = self._changed.wait_for(lambda: key not in self._pending, real_seconds)
+        if not done and frozen:
+            self._clock.sleep(limit.total_seconds())
+        return done
+
+    def pending(self, url: str) -> bool:
+        """Whether an upload to *url* has begun and is not finished."""
+        return self._find_key(url) in self._pending
+
+    def readable(self, url: str) -> CDNFile | None:
+        """The file at *url* if it is there and its time is not over."""
+        self._expire_due()
+        return self._files.get(self._find_key(url))
+
+    def has_expired(self, url: str) -> bool:
+        """Whether there was a file at *url* whose time is over."""
+        return self._find_key(url) in self._gone
+
+    def read(self, url: str, start: int = 0, end: int | None = None) -> Iterable[bytes]:
+        """The bytes of a stored file."""
+        return self._store.read(self._find_key(url), start, end)
+
+    def etag(self, url: str) -> str | None:
+        """The ETag of a stored file, None where the setting leaves it out."""
+        return self._store.etag(self._find_key(url)) if self.settings.etag == "md5" else None
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _finish(self, upload: Upload, size: int) -> CDNFile:
+        now = self._clock.now()
+        default = self.settings.account_expiration
+        acl, _ = parse_acl((upload.lifecycle or {}).get("initial_acl", self.settings.account_acl))
+        file = CDNFile(
+            url=upload.url,
+            file_name=upload.file_name,
+            content_type=upload.content_type,
+            size=size,
+            created_at=now,
+            expires_at=expires_at(
+                now, upload.lifecycle, default.total_seconds() if default is not None else None
+            ),
+            acl=acl,
+            lifecycle=upload.lifecycle,
+            request_id=upload.request_id,
+        )
+        key = self._find_key(upload.url)
+        with self._changed:
+            self._files[key] = file
+            self._pending.pop(key, None)
+            upload.done = True
+            self._changed.notify_all()
+        return file
+
+    def _expire_due(self) -> None:
+        """Delete what is over, for good: moving the clock back does not bring it back."""
+        now, lag = self._clock.now(), self.settings.expiry_lag
+        over = [k for k, f in list(self._files.items()) if is_expired(f.expires_at, now, lag)]
+        for key in over:
+            file = self._files.pop(key, None)
+            if file is not None:
+                self._gone[key] = file
+                self._store.delete(key)
+                self._ledger.event("expired", f"{file.url} expired at {file.expires_at}")
+
+    @staticmethod
+    def _find_key(url: str) -> str:
+        """One key for a file, whichever of the CDN's host names the URL has."""
+        parts = urllib.parse.urlsplit(url)
+        host = "cdn" if parts.hostname in ("v3.fal.media", "v3b.fal.media") else parts.hostname
+        return f"{host}{parts.path}"
+
+    def _why_not(self, url: str) -> str:
+        key = self._find_key(url)
+        if key in self._gone:
+            return f"{url} is not there any more: it expired at {self._gone[key].expires_at}"
+        if key in self._pending:
+            return f"{url} is not there yet: its upload has begun and is not finished"
+        known = ", ".join(file.url for file in self._files.values()) or "nothing"
+        return f"there never was a file at {url}; on the CDN is {known}"
+
+
+def _guess(file_name: str) -> str:
+    import mimetypes
+
+    return mimetypes.guess_type(file_name)[0] or "application/octet-stream"

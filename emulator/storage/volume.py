@@ -1,0 +1,185 @@
+"""One mounted directory as a test sees it: its files, their age, how full and how locked it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+
+from emulator.errors import EmulatorError
+from emulator.storage import mounts
+
+__all__ = ["Volume"]
+
+
+class Volume:
+    """A volume: ``/data`` of the account, or the ``/tmp`` of one runner.
+
+    Everything here works on :attr:`backing`, so it means this volume from any thread, also where
+    another runner's ``/tmp`` is mounted.
+    """
+
+    def __init__(self, path: str, backing: str, scratch: str) -> None:
+        #: Where an app finds the volume: ``/data`` or ``/tmp``.
+        self.path = Path(path)
+        #: Where it really is. Kept when the test fails.
+        self.backing = Path(backing)
+        #: Called after :meth:`limit` or :meth:`read_only` changed what is mounted at ``backing``.
+        self.remount: Callable[[], None] = lambda: None
+        self._scratch = scratch
+        self._not_ours: set[str] = set()
+        self._covers = 0
+
+    def __repr__(self) -> str:
+        return f"<Volume {self.path} at {self.backing}>"
+
+    def write(self, rel: str, data: bytes | str, age: timedelta | None = None) -> Path:
+        """Write a file, its folders included.
+
+        Args:
+            rel: path inside the volume.
+            data: the content; text is stored as UTF-8.
+            age: how long ago, on the clock, it shall seem to have been written; default: now.
+
+        Returns:
+            The path at which an app finds it.
+        """
+        target = self._inside(rel)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data.encode() if isinstance(data, str) else data)
+        if age is not None:
+            self.age(rel, age)
+        return self.path / rel
+
+    def read(self, rel: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: there is none; the message lists what there is.
+        """
+        target = self._inside(rel)
+        if not target.exists():
+            there = ", ".join(self.tree()[:20]) or "nothing"
+            raise FileNotFoundError(f"{self.path / rel} is not there. In {self.path}: {there}")
+        return target.read_bytes()
+
+    def tree(self) -> list[str]:
+        """The relative paths of all files, sorted. Folders count only through their files."""
+        return sorted(self._files())
+
+    @property
+    def size(self) -> int:
+        """Bytes in all files together."""
+        return sum(os.lstat(self.backing / rel).st_size for rel in self._files())
+
+    def age(self, rel: str, delta: timedelta) -> None:
+        """Make a file *delta* older than it is now: its access and modification times move back."""
+        target = self._inside(rel)
+        now = os.stat(target)
+        nanoseconds = round(delta.total_seconds() * 1e9)
+        os.utime(target, ns=(now.st_atime_ns - nanoseconds, now.st_mtime_ns - nanoseconds))
+
+    def limit(self, nbytes: int) -> None:
+        """Let the volume hold at most *nbytes* from now on; more is the kernel's own ENOSPC.
+
+        What is in it stays. Files that are open meanwhile keep writing to the volume as it was.
+
+        Raises:
+            EmulatorError: what is in the volume already is more than that.
+        """
+        if self.size > nbytes:
+            raise EmulatorError(
+                f"{self.path} cannot be limited to {nbytes} bytes: it holds {self.size} already. "
+                f"Call limit() before writing, or with a larger number."
+            )
+        # tmpfs counts whole pages, and a page for each directory and file it creates.
+        page = os.sysconf("SC_PAGE_SIZE")
+        size = max(page, nbytes + -nbytes % page)
+        staged = os.path.join(self._scratch, "limit")
+        os.makedirs(staged, exist_ok=True)
+        mounts.mount_tmpfs(staged, size)
+        try:
+            self._copy_to(staged)
+            mounts.set_propagation(staged, "private")
+            mounts.bind(staged, str(self.backing))
+        finally:
+            mounts.unmount(staged)
+        self._covers += 1
+        self.remount()
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """While in this block, every write is the kernel's EROFS, for every runner."""
+        staged = os.path.join(self._scratch, "read-only")
+        os.makedirs(staged, exist_ok=True)
+        mounts.bind(str(self.backing), staged)
+        # Still a peer of the volume, the mount below would appear a second time on top of itself.
+        mounts.set_propagation(staged, "private")
+        mounts.bind(staged, staged, read_only=True)
+        mounts.bind(staged, str(self.backing))
+        mounts.unmount(staged)
+        mounts.unmount(staged)
+        self.remount()
+        try:
+            yield
+        finally:
+            mounts.unmount(str(self.backing))
+            self.remount()
+
+    def hide(self, paths: set[str]) -> None:
+        """Leave *paths*, which this process itself needs in ``/tmp``, out of :meth:`tree`."""
+        self._not_ours = paths
+
+    def save(self) -> None:
+        """Copy what was written under a limit to where the host can see it later."""
+        if self._covers:
+            os.mkdir(f"{self.backing}.kept")
+            self._copy_to(f"{self.backing}.kept")
+
+    def uncover(self) -> None:
+        """Take the limits away, once nothing else is mounted from here, and put the saved back."""
+        while self._covers:
+            self._covers -= 1
+            mounts.attempt(lambda: mounts.unmount(str(self.backing)))
+        kept = f"{self.backing}.kept"
+        if os.path.isdir(kept):
+            os.rename(self.backing, f"{self.backing}.before-limit")
+            os.rename(kept, self.backing)
+
+    def _copy_to(self, target: str) -> None:
+        skip = {os.path.join(self.backing, rel) for rel in self._not_ours}
+
+        def ignore(folder: str, names: list[str]) -> list[str]:
+            return [name for name in names if os.path.join(folder, name) in skip]
+
+        shutil.copytree(self.backing, target, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+
+    def _inside(self, rel: str) -> Path:
+        pure = PurePosixPath(rel)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+            raise ValueError(
+                f"{rel!r} is not a path inside {self.path}. Write it relative to the volume, "
+                f"for example 'models/weights.bin'."
+            )
+        return self.backing / pure
+
+    def _files(self) -> Iterator[str]:
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = list(os.scandir(os.path.join(self.backing, folder)))
+            except FileNotFoundError:
+                continue  # removed by a running app meanwhile
+            for entry in entries:
+                rel = os.path.join(folder, entry.name)
+                if rel in self._not_ours:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(rel)
+                else:
+                    yield rel
+

@@ -1,0 +1,113 @@
+"""The fixtures. Each stands on :func:`fal_emulator`, which lives as long as its test."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import respx
+
+    from emulator.account import Emulator
+    from emulator.clock import Clock
+    from emulator.hosts.origin import Origin
+    from emulator.ledger import Ledger
+    from emulator.network.faults import Faults
+    from emulator.runners.runner import Runner
+    from emulator.storage.cdn import CDN
+    from emulator.storage.volume import Volume
+
+failed = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def fal_emulator(request: pytest.FixtureRequest) -> Generator[Emulator, None, None]:
+    """A fresh fal account around this test: everything else is a part of it."""
+    from pytest_fal.session import emulator_of, settings_of
+
+    emulator = emulator_of(request)
+    emulator.start(request.node.name, settings_of(request))
+    yield emulator
+    emulator.stop(keep=request.node.stash.get(failed, False))
+
+
+@pytest.fixture
+def fal_data(fal_emulator: Emulator) -> Volume:
+    """``/data``: shared by all runners, kept until deleted, empty at first."""
+    return fal_emulator.data
+
+
+@pytest.fixture
+def fal_tmp(fal_emulator: Emulator) -> Volume:
+    """``/tmp`` as the test itself has it; each runner has another."""
+    return fal_emulator.tmp
+
+
+@pytest.fixture
+def fal_cdn(fal_emulator: Emulator) -> CDN:
+    """The files on the CDN."""
+    return fal_emulator.cdn
+
+
+@pytest.fixture
+def fal_clock(fal_emulator: Emulator) -> Clock:
+    """The clock: stop it, move it."""
+    return fal_emulator.clock
+
+
+@pytest.fixture
+def fal_http(fal_emulator: Emulator) -> respx.MockRouter:
+    """respx's router: routes added to it answer every HTTP client."""
+    return fal_emulator.http
+
+
+@pytest.fixture
+def fal_origin(fal_emulator: Emulator) -> Origin:
+    """Everybody else's servers: files served at any URL."""
+    return fal_emulator.origin
+
+
+@pytest.fixture
+def fal_faults(fal_emulator: Emulator) -> Faults:
+    """What goes wrong on the network."""
+    return fal_emulator.faults
+
+
+@pytest.fixture
+def fal_ledger(fal_emulator: Emulator) -> Ledger:
+    """What happened."""
+    return fal_emulator.ledger
+
+
+@pytest.fixture
+def fal_runner(fal_emulator: Emulator) -> Callable[..., Runner]:
+    """``fal_runner(MyApp)`` boots the app on a new runner.
+
+    Runners still alive at the end of the test are shut down, ``teardown`` included.
+    """
+    return fal_emulator.runner
+
+
+@pytest.fixture
+def fal_cuda_runner(request: pytest.FixtureRequest) -> Callable[..., Runner]:
+    """As ``fal_runner``, on a CUDA device; skips where there is none.
+
+    What the test needs stands in its marker:
+    ``@pytest.mark.fal_cuda(count=1, memory="24GB", capability=(8, 0))``.
+    """
+    from emulator.runners.gpu import visible_devices
+    from pytest_fal import cuda
+
+    devices = cuda.require(request)
+    emulator: Emulator = request.getfixturevalue("fal_emulator")
+
+    def boot(app: type, **options: Any) -> Runner:
+        environment = dict(options.pop("env", None) or {})
+        environment.setdefault("CUDA_VISIBLE_DEVICES", visible_devices(devices))
+        return emulator.runner(app, env=environment, **options)
+
+    return boot

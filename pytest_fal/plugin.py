@@ -1,0 +1,103 @@
+"""Hooks, options and markers. Loaded in every pytest run of its environment, so it imports little.
+
+What it does there when nobody uses a fixture of ours: as an ordinary user on Linux it enters a user
+namespace, which is only possible now, before any thread starts. As root it does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the plugin's module
+    fal_cdn,
+    fal_clock,
+    fal_cuda_runner,
+    fal_data,
+    fal_emulator,
+    fal_faults,
+    fal_http,
+    fal_ledger,
+    fal_origin,
+    fal_runner,
+    fal_tmp,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_MARKER = (
+    "fal(**settings): settings of the emulated fal account for this test, any field of "
+    "emulator.Settings, for example @pytest.mark.fal(account_expiration=timedelta(days=7))"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Our options and ini settings."""
+    from pytest_fal import cuda
+
+    cuda.add_options(parser)
+    parser.addini(
+        "fal_user_namespace",
+        "enter a user namespace at start-up when not root, so that /data and /tmp can be mounted "
+        "(setuid programs do not work in it)",
+        type="bool",
+        default=True,
+    )
+
+
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """The last moment at which nothing has started a thread yet."""
+    if sys.platform == "linux":
+        from pytest_fal import namespace
+
+        namespace.enter_early(early_config)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers."""
+    from pytest_fal import cuda
+
+    config.addinivalue_line("markers", _MARKER)
+    cuda.add_marker(config)
+    if config.pluginmanager.hasplugin("xdist"):
+        from pytest_fal import parallel
+
+        config.pluginmanager.register(parallel, "fal-xdist")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """One line: how /data and /tmp are emulated, or why they cannot be."""
+    from pytest_fal import namespace
+
+    return f"fal: {namespace.describe(config)}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show a failing test's exchanges and volumes."""
+    report = yield
+    if report.failed and "fal_emulator" in getattr(item, "funcargs", {}):
+        from pytest_fal import report as report_module
+
+        report_module.add_sections(item, report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the GPU tests that were skipped."""
+    from pytest_fal import cuda
+
+    cuda.terminal_summary(terminalreporter)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give back what lived through the session."""
+    if "pytest_fal.session" in sys.modules:
+        from pytest_fal import session
+
+        session.close(config)

@@ -1,0 +1,91 @@
+"""What a failing test's report says about the emulated platform."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_fal.fixtures import failed
+
+if TYPE_CHECKING:
+    import pytest
+
+    from emulator.account import Emulator
+    from emulator.ledger import Exchange
+    from emulator.storage.volume import Volume
+
+__all__ = ["add_sections", "table"]
+
+_MOST = 40
+
+
+def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Add what happened to a failing test's report, and have its volumes kept."""
+    emulator: Emulator = item.funcargs["fal_emulator"]  # type: ignore[attr-defined]
+    item.stash[failed] = True
+    if not emulator.active:
+        return  # the failure is one of tearing the emulator down
+    for title, lines in _sections(emulator):
+        if lines:
+            report.sections.append((f"fal: {title}", "\n".join(lines)))
+
+
+def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
+    ledger = emulator.ledger
+    events = [f"{event.at:%H:%M:%S} {event.kind}: {event.text}" for event in ledger.events]
+    sections = [
+        (f"{len(ledger.exchanges)} exchanges", table(ledger.exchanges)),
+        ("events", events[-_MOST:]),
+        ("clock", _clock(emulator)),
+        ("faults that never struck", [repr(fault) for fault in emulator.faults.unused]),
+        (f"volumes, kept in {emulator.directory}", _volumes(emulator)),
+    ]
+    for runner in emulator.runners:
+        sections.append((f"output of {runner.name} ({runner.state})", _output(runner.output)))
+    return sections
+
+
+def table(exchanges: list[Exchange]) -> list[str]:
+    """The exchanges, one a line, with what there is to say about them below."""
+    if not exchanges:
+        return []
+    lines = ["   #  time      status  received      sent  client  request"]
+    left_out = len(exchanges) - _MOST
+    if left_out > 0:
+        lines.append(f"      ... {left_out} earlier ones; fal_ledger.exchanges has them all")
+    for exchange in exchanges[-_MOST:]:
+        runner = f" [{exchange.runner}]" if exchange.runner else ""
+        lines.append(
+            f"{exchange.number:4}  {exchange.at:%H:%M:%S}  {exchange.status or '-':>6}  "
+            f"{exchange.bytes_received:8}  {exchange.bytes_sent:8}  {exchange.client:6}  "
+            f"{exchange.method} {exchange.url}{runner}"
+        )
+        lines += [f"{'':43}! {note}" for note in exchange.notes]
+    return lines
+
+
+def _clock(emulator: Emulator) -> list[str]:
+    clock = emulator.clock
+    if not clock.engaged:
+        return []
+    how = "stopped" if clock.frozen else "running"
+    return [f"virtual time {clock.now():%Y-%m-%d %H:%M:%S} UTC, {how}"]
+
+
+def _volumes(emulator: Emulator) -> list[str]:
+    lines = _tree(emulator.data) + _tree(emulator.tmp)
+    for runner in emulator.runners:
+        lines += [f"{line} [{runner.name}]" for line in _tree(runner.tmp)]
+    return lines
+
+
+def _tree(volume: Volume) -> list[str]:
+    files = volume.tree()
+    lines = [f"{volume.path / rel}  {(volume.backing / rel).lstat().st_size} bytes" for rel in files]
+    if len(lines) > _MOST:
+        lines[_MOST:] = [f"... {len(lines) - _MOST} more in {volume.backing}"]
+    return lines or [f"{volume.path} is empty"]
+
+
+def _output(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if not line.startswith("[debug] Python packages")]
+    return lines[-_MOST:]

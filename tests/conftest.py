@@ -1,0 +1,3 @@
+"""Fixtures of our own suite."""
+
+pytest_plugins = ["pytester"]
