@@ -46,14 +46,14 @@ class Environment:
 
     def __init__(self, home: str) -> None:
         self.home = home
-        self._saved: dict[str, str] | None = None
+        self._saved: dict[bytes, bytes] | None = None
         self._directory = ""
         self._path: list[str] = []
         self._tempdir: str | None = None
 
     def enter(self, certificate: str, extra: Mapping[str, str]) -> None:
         """Replace; *certificate* is a file with the CAs that clients shall trust."""
-        self._saved = dict(os.environ)
+        self._saved = _variables()
         self._directory = os.getcwd()
         self._path = list(sys.path)
         self._tempdir, tempfile.tempdir = tempfile.tempdir, None
@@ -73,15 +73,19 @@ class Environment:
         saved, self._saved = self._saved, None
         if saved is None:
             return
-        current = dict(os.environ)
-        if current != saved:
-            for name in current.keys() - saved.keys():
-                del os.environ[name]
-            for name, value in saved.items():
-                if current.get(name) != value:
-                    os.environ[name] = value
+        current = _variables()
+        for name in current.keys() - saved.keys():
+            del os.environ[os.fsdecode(name)]
+        for name, value in saved.items() - current.items():
+            os.environ[os.fsdecode(name)] = os.fsdecode(value)
         if sys.path != self._path:
             sys.path[:] = self._path
         tempfile.tempdir = self._tempdir
         if os.path.isdir(self._directory) and os.getcwd() != self._directory:
             os.chdir(self._directory)
+
+
+def _variables() -> dict[bytes, bytes]:
+    """A copy of the environment, without decoding it where the interpreter keeps it as bytes."""
+    data = getattr(os.environ, "_data", None)
+    return dict(os.environb) if data is None else data.copy()

@@ -206,7 +206,7 @@ class FileTimes:
         instant = coarse_now()
         entries = _entries(directories, ENTRIES_TO_PUSH_BACK)
         if entries is None:
-            return _next_tick(instant)
+            return _next_tick()
         for path, status in entries:
             self._push_back(path, status, instant)
         return instant
@@ -382,8 +382,9 @@ def _entries(directories: list[str], limit: int) -> list[tuple[str, os.stat_resu
     return found
 
 
-def _next_tick(instant: int) -> int:
-    """Wait until the coarse clock has left ``instant``; return where it stands then."""
-    while (tick := coarse_now()) <= instant:
+def _next_tick() -> int:
+    """Wait until the coarse clock shows a time later than now; return it."""
+    now = real_now()
+    while (tick := coarse_now()) <= now:
         _Real.sleep(0.0005)
     return tick

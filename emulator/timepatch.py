@@ -53,6 +53,7 @@ _NEEDED = (
     "tick_flags",
     "tz_offsets",
 )
+_STANDS_FOR = "_emulator_stands_for"
 _FILE_FUNCTIONS = ("stat", "lstat", "fstat", "scandir", "utime")
 _CAPABILITIES = ("supports_dir_fd", "supports_fd", "supports_follow_symlinks")
 
@@ -136,11 +137,15 @@ class TimePatch:
         }
         for name in _FILE_FUNCTIONS:
             real = getattr(os, name)
+            real = getattr(real, _STANDS_FOR, real)
             replaced[name] = [real]
             substitutes[id(real)] = _function(getattr(self._files, name), real)
             for capability in _CAPABILITIES:
                 if real in getattr(os, capability):
                     self._changes.include(getattr(os, capability), substitutes[id(real)])
+        for reals in replaced.values():
+            for real in reals:
+                setattr(substitutes[id(real)], _STANDS_FOR, real)
         self._changes.replace_everywhere(replaced, substitutes)
         self._changes.replace(asyncio.BaseEventLoop, "time", _loop_time)
         self._replace_in_pathlib(substitutes)
@@ -279,7 +284,7 @@ class FreezegunLink:
             freezer.stop()
         elif self._below and factories[1] is self._below[0]:
             # The user's own freeze is the older: it will put everything back.
-            for stack in _stacks(api):
+            for stack in (factories, *_stacks(api)):
                 del stack[0]
         else:
             # A freeze of the user's that began inside ours would put nothing back at its end.
@@ -332,8 +337,13 @@ class _Changes:
         for module, namespace in _modules(self._seen):
             for name, reals in replaced.items():
                 value = namespace.get(name)
-                if value is not None and any(value is real for real in reals):
-                    self.replace(module, name, substitutes[id(value)])
+                if value is None:
+                    continue
+                # Somebody's undo may have brought back a substitute of an earlier time.
+                value = getattr(value, _STANDS_FOR, value)
+                if any(value is real for real in reals):
+                    self._undo.append((module, name, value, substitutes[id(value)]))
+                    setattr(module, name, substitutes[id(value)])
 
     def undo(self) -> None:
         """Put everything back, also in modules that were imported in the meantime."""
@@ -359,7 +369,10 @@ def _modules(names: Iterable[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
         if not isinstance(module, types.ModuleType) or name in ("posix", "nt"):
             continue
         # Not ``vars``: that would load a module that waits for its first use.
-        yield module, object.__getattribute__(module, "__dict__")
+        try:
+            yield module, object.__getattribute__(module, "__dict__")
+        except AttributeError:
+            continue  # what cffi loads is taken for a module and has no dictionary
 
 
 def _freezegun() -> Any:

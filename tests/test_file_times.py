@@ -22,6 +22,11 @@ DAY = 86_400
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 
 
+def entry_of(path: Path) -> os.DirEntry[str]:
+    with os.scandir(path.parent) as entries:
+        return next(entry for entry in entries if entry.name == path.name)
+
+
 @pytest.fixture(params=["fine stamps", "coarse stamps"])
 def clock(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Clock]:
     """A clock as on kernels from Linux 6.13 on, and as on older ones."""
@@ -100,7 +105,7 @@ def test_a_running_clock_stamps_between_its_readings(clock: Clock, tmp_path: Pat
         lambda path: path.stat(),
         lambda path: path.lstat(),
         lambda path: os.stat(os.fspath(path).encode()),
-        lambda path: list(os.scandir(path.parent))[0].stat(),
+        lambda path: entry_of(path).stat(),
     ],
     ids=["os.stat", "os.lstat", "Path.stat", "Path.lstat", "bytes", "os.scandir"],
 )

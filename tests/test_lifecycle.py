@@ -118,7 +118,7 @@ def test_what_is_not_json_is_reported(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["[" * 50_000, "1" * 5_000])
+@pytest.mark.parametrize("text", ["[" * 50_000, "1" * 5_000], ids=["depth", "digits"])
 def test_what_python_cannot_read_is_reported(text: str) -> None:
     parsed = parse({"X-Fal-Object-Lifecycle": text})
     assert (parsed.preference, len(parsed.problems), parsed.error) == (None, 1, None)
@@ -207,7 +207,9 @@ def test_without_any_default_a_file_stays() -> None:
     assert expires_at(NOON, None, None) is None
 
 
-@pytest.mark.parametrize("seconds", [31_536_000_000 * 100, 10**400, 1e300])
+@pytest.mark.parametrize(
+    "seconds", [31_536_000_000 * 100, 10**400, 1e300], ids=["js", "int", "float"]
+)
 def test_beyond_the_calendar_is_never(seconds: float) -> None:
     assert expires_at(NOON, {"expiration_duration_seconds": seconds}, None) is None
 
@@ -430,9 +432,9 @@ def test_a_name_keeps_its_length_and_its_ascii(name: str) -> None:
         ("bytes=a-b", None),
         ("bytes=+1-2", None),
         ("bytes=1-2-3", None),
-        ("bytes=١-٢", None),
+        ("bytes=\u0661-\u0662", None),
         ("items=0-1", None),
-        ("bytes=0-" + "9" * 5_000, None),
+        pytest.param("bytes=0-" + "9" * 5_000, None, id="digits"),
     ],
 )
 def test_ranges_of_ten_bytes(header: str | None, expected: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import os
@@ -59,17 +60,18 @@ def pattern(size: int) -> bytes:
     return (numbers * 256)[:size]
 
 
-def files_in(directory: Path) -> list[str]:
-    """The open files of this process that are in the directory, unnamed ones too."""
+def open_paths() -> list[str]:
+    """What the descriptors of this process lead to."""
     found = []
     for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{descriptor}")
-        except FileNotFoundError:  # the descriptor of the listing itself
-            continue
-        if target.startswith(f"{directory}/"):
-            found.append(target)
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
     return found
+
+
+def files_in(directory: Path) -> list[str]:
+    """The open files that are in the directory, unnamed ones too."""
+    return [path for path in open_paths() if path.startswith(f"{directory}/")]
 
 
 def s3() -> object:
@@ -108,6 +110,12 @@ def test_changing_what_head_returned_changes_nothing(store: ObjectStore) -> None
     assert store.head("a").metadata == {"name": "value"}
 
 
+def test_each_object_has_its_own_metadata(store: ObjectStore) -> None:
+    put(store, "a", name="first")
+    put(store, "b", other="second")
+    assert store.head("a").metadata == {"name": "first"}
+
+
 def test_set_metadata_replaces_all_of_it_and_nothing_else(store: ObjectStore) -> None:
     before = put(store, "a", b"1", old="x")
     store.set_metadata("a", {"new": "ü"})
@@ -142,9 +150,10 @@ def test_when_the_chunks_of_a_large_object_fail_its_file_is_closed(
         yield bytes(LARGE)
         raise ConnectionResetError
 
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError) as caught:
         store.put("a", failing(), content_type="text/plain")
     assert files_in(spill) == []
+    del caught  # until here its traceback kept everything alive
 
 
 def test_etag_is_the_md5_in_quotes(store: ObjectStore) -> None:
@@ -421,6 +430,26 @@ def test_a_closed_store_takes_nothing(store: ObjectStore) -> None:
         "Nothing can be stored any more: the object store is closed. Start the emulator, or make "
         "a new ObjectStore, before uploading."
     )
+
+
+@needs_proc
+def test_closing_lets_go_of_the_spill_directory(store: ObjectStore, spill: Path) -> None:
+    assert open_paths().count(str(spill)) == 1
+    store.close()
+    assert str(spill) not in open_paths()
+
+
+@needs_proc
+def test_a_store_that_is_dropped_leaves_nothing_behind(spill: Path) -> None:
+    def ours() -> int:
+        gc.collect()
+        return sum(type(one).__name__ in ("CdnBucket", "CdnKey") for one in gc.get_objects())
+
+    before = ours()
+    store = ObjectStore(spill)
+    put(store, "a", bytes(LARGE))
+    del store
+    assert (ours(), files_in(spill)) == (before, [])
 
 
 def test_closing_twice_is_no_error(store: ObjectStore) -> None:

@@ -12,6 +12,7 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any, NamedTuple, cast
 
 import httpx
 
@@ -33,6 +35,8 @@ LINE_LIMIT = 4_096
 RECEIVE_SIZE = 262_144
 #: How much of a body that the handler left unread is taken off the client, before it is hung up on.
 DRAIN_LIMIT = 64 * 1024 * 1024
+#: How many threads wait for clients to come.
+WAITING_THREADS = 3
 #: How long a request that names no host waits to be told which connection it came over.
 PEER_SECONDS = 0.25
 #: How long a handler may go on after its connection was cut.
@@ -93,23 +97,20 @@ class Wire:
         self._tls = authority.listener_context(self._choose_name)
         self._peers: dict[int, Peer] = {}
         self._announced = threading.Condition()
-        self._lock = threading.Lock()
-        self._connections: set[_Connection] = set()
-        self._last_finished: _Connection | None = None
         self._handshakes: dict[int, _Connection] = {}
-        self._acceptor: _Acceptor | None = None
+        self._crew: _Crew | None = None
 
     def start(self) -> None:
         """Listen on a free port of 127.0.0.1."""
-        if self._acceptor is None:
-            self._acceptor = _Acceptor(self._welcome)
+        if self._crew is None:
+            self._crew = _Crew(self)
 
     @property
     def address(self) -> tuple[str, int]:
         """Where it listens, for HTTP and HTTPS alike; EmulatorError unless it is started."""
-        if self._acceptor is None:
+        if self._crew is None:
             raise EmulatorError("The wire has no address until it is started: wire.start()")
-        return self._acceptor.address
+        return self._crew.address
 
     def expect(self, local_port: int, peer: Peer) -> None:
         """Say what the client whose own port is ``local_port`` thinks it is connected to.
@@ -121,35 +122,21 @@ class Wire:
             self._announced.notify_all()
 
     def close_connections(self) -> None:
-        """Cut all open connections and wait for their threads.
+        """Cut all open connections and wait for their threads to be done with them.
 
         A handler that is still busy `JOIN_SECONDS` later is put into ``errors``.
         """
-        if not self._connections and self._last_finished is None:
-            return
-        with self._lock:
-            connections = list(self._connections)
-            last, self._last_finished = self._last_finished, None
-        for connection in connections:
-            connection.cut()
-        for connection in [last, *connections] if last else connections:
-            if not connection.join(JOIN_SECONDS):
-                self.errors.append(connection.still_busy())
+        if self._crew is not None and self._crew.connections:
+            self.errors += [connection.still_busy() for connection in self._crew.cut_all()]
 
     def stop(self) -> None:
         """Close everything; no thread and no descriptor stays."""
-        if self._acceptor is not None:
-            acceptor, self._acceptor = self._acceptor, None
-            acceptor.stop()
-        self.close_connections()
-        self._last_finished = None
-        self._peers.clear()
-
-    def _welcome(self, sock: socket.socket, port: int) -> None:
-        connection = _Connection(self, sock, port)
-        with self._lock:
-            self._connections.add(connection)
-            connection.thread.start()
+        if self._crew is not None:
+            self._crew.stop()
+            self.close_connections()
+            self._crew.join()
+            self._crew = None
+            self._peers.clear()
 
     def _claim_peer(self, local_port: int, seconds: float = 0) -> Peer | None:
         if seconds and local_port not in self._peers:
@@ -161,26 +148,104 @@ class Wire:
         assert isinstance(side, ssl.SSLSocket)
         connection = self._handshakes[side.fileno()]
         connection.server_name = asked
-        if asked is None and (peer := self._peers.get(connection.port)) is not None:
-            return peer.address
-        return asked
+        if asked is not None:
+            return asked
+        peer = self._peers.get(connection.port)
+        return peer.address if peer else "127.0.0.1"
 
-    def _finished(self, connection: _Connection) -> None:
-        """Each thread that ends waits for the end of the one before: at most one is unjoined."""
-        with self._lock:
-            self._connections.discard(connection)
-            previous, self._last_finished = self._last_finished, connection
-        if previous is not None:
-            previous.join(None)
+
+class _Crew:
+    """The listening socket and its threads.
+
+    A thread that has accepted a client serves it itself, and another one waits in its place: a
+    connection costs no hand-over, and mostly no new thread.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener.settimeout(None)  # whatever socket.setdefaulttimeout() says
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self.connections: set[_Connection] = set()
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._waiting = 0
+        self._numbers = count(1)
+        self._stopping = False
+        with self._changed:
+            for _ in range(WAITING_THREADS):
+                self._add_thread()
+
+    def cut_all(self) -> list[_Connection]:
+        """Cut all connections and wait for their threads; those that do not end."""
+        with self._changed:
+            here = threading.get_ident()  # a handler may call this, and cannot end itself
+            cut = {connection for connection in self.connections if connection.thread != here}
+            for connection in cut:
+                connection.cut()
+            self._changed.wait_for(lambda: cut.isdisjoint(self.connections), JOIN_SECONDS)
+            return list(cut & self.connections)
+
+    def stop(self) -> None:
+        """End the threads that wait, and close the listening socket."""
+        self._stopping = True
+        _shut_down(self._listener, socket.SHUT_RDWR)
+        for _ in self._threads:  # what wakes accept() where shutdown() does not
+            with suppress(OSError):
+                socket.create_connection(self.address).close()
+        self._listener.close()
+
+    def join(self) -> None:
+        """Wait for the threads, after ``stop``."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(JOIN_SECONDS)
+
+    def _add_thread(self) -> None:
+        thread = threading.Thread(
+            target=self._work, name=f"fal-wire-{next(self._numbers)}", daemon=True
+        )
+        self._threads = [other for other in self._threads if other.is_alive()]
+        self._threads.append(thread)
+        self._waiting += 1
+        thread.start()
+
+    def _work(self) -> None:
+        while not self._stopping:
+            try:
+                sock, (_, port) = self._listener.accept()
+            except OSError:  # the client has gone already, or stop() was called
+                continue
+            connection = _Connection(self._wire, sock, port)
+            self._begin(connection)
+            connection.serve()
+            if not self._end(connection):
+                break
+
+    def _begin(self, connection: _Connection) -> None:
+        with self._changed:
+            self.connections.add(connection)
+            self._waiting -= 1
+            if not self._waiting and not self._stopping:
+                self._add_thread()
+
+    def _end(self, connection: _Connection) -> bool:
+        """Whether the thread may wait for another client."""
+        with self._changed:
+            self.connections.discard(connection)
+            self._changed.notify_all()
+            enough = self._waiting >= WAITING_THREADS
+            self._waiting += not enough
+            return not enough
 
 
 class _Connection:
-    """One client's connection and its thread, through all its requests."""
+    """One client's connection, served by the thread that makes this object."""
 
     def __init__(self, wire: Wire, sock: socket.socket, port: int) -> None:
         self.port = port
         self.server_name: str | None = None
-        self.thread = threading.Thread(target=self._run, name=f"fal-wire-{port}", daemon=True)
+        self.thread = threading.get_ident()
         self._wire = wire
         self._socket = sock
         self._lock = threading.Lock()  # cut() must not meet a descriptor that is used anew
@@ -188,17 +253,27 @@ class _Connection:
         self._request: httpx.Request | None = None
         self._unread = False
 
+    def serve(self) -> None:
+        """Answer its requests until one side has enough; never raises."""
+        reset = False
+        try:
+            if self._open():
+                while self._exchange():
+                    pass
+                self._say_goodbye()
+        except Abort as abort:
+            reset = abort.reset
+        except OSError:
+            pass  # the client is gone, does not trust us, or was cut
+        except BaseException as error:
+            self._wire.errors.append(error)
+        finally:
+            self._close(reset)
+
     def cut(self) -> None:
         """End it from another thread: whoever reads or writes it, at either end, is woken."""
         with self._lock:
             _shut_down(self._socket, socket.SHUT_RDWR)
-
-    def join(self, seconds: float | None) -> bool:
-        """Wait for the thread; whether it has ended, which a thread cannot tell of itself."""
-        if self.thread is threading.current_thread():
-            return True
-        self.thread.join(seconds)
-        return not self.thread.is_alive()
 
     def still_busy(self) -> EmulatorError:
         """What to say when its handler does not end."""
@@ -216,24 +291,9 @@ class _Connection:
         if poller.poll(None if seconds is None else seconds * 1000):
             raise ClientGoneError("The client hung up while it was let wait.")
 
-    def _run(self) -> None:
-        reset = False
-        try:
-            if self._open():
-                while self._exchange():
-                    pass
-                self._say_goodbye()
-        except Abort as abort:
-            reset = abort.reset
-        except OSError:
-            pass  # the client is gone, does not trust us, or was cut
-        except BaseException as error:
-            self._wire.errors.append(error)
-        finally:
-            self._close(reset)
-            self._wire._finished(self)
-
     def _open(self) -> bool:
+        self._socket.settimeout(None)  # whatever socket.setdefaulttimeout() says
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         first = self._socket.recv(1, socket.MSG_PEEK)
         if first == _TLS_HANDSHAKE:
             self._shake_hands()
@@ -252,6 +312,10 @@ class _Connection:
             secure.do_handshake()
         finally:
             del self._wire._handshakes[descriptor]
+        # Without session tickets nothing answers the client's last message: a client that has
+        # not set TCP_NODELAY would wait for a delayed ACK, 40 ms, to send its request.
+        if sys.platform == "linux":
+            secure.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _exchange(self) -> bool:
         """Answer one request; whether another may follow."""
@@ -324,7 +388,7 @@ class _Connection:
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         try:
-            return self._wire.handler(request)
+            return _checked(self._wire.handler(request))
         except (Abort, ClientGoneError):
             raise
         except _RefusedError as refused:  # by the body, which the handler was reading
@@ -338,13 +402,14 @@ class _Connection:
 
     def _respond(self, head: _Head, response: httpx.Response) -> bool:
         frame = _frame(head, response, not self._unread)
+        stream = cast("httpx.SyncByteStream", response.stream)
         try:
             if frame.bodiless:
                 self._send(frame.head)
             elif frame.length is None:
-                self._send_uncounted(frame, response.stream)
+                self._send_uncounted(frame, stream)
             else:
-                self._send_counted(frame.head, response.stream, frame.length)
+                self._send_counted(frame.head, stream, frame.length)
         except (Abort, ClientGoneError):
             raise
         except BaseException as error:
@@ -352,10 +417,10 @@ class _Connection:
             raise Abort from error
         return frame.keep
 
-    def _send_counted(self, head: bytes, stream: object, remaining: int) -> None:
+    def _send_counted(self, head: bytes, stream: Iterable[bytes], remaining: int) -> None:
         """Send as much as the Content-Length says; the head goes with the first chunk."""
         try:
-            for chunk in _chunks(stream):
+            for chunk in filter(None, stream):
                 if not remaining:
                     break
                 part = chunk if len(chunk) <= remaining else chunk[:remaining]
@@ -368,9 +433,9 @@ class _Connection:
         if remaining:
             raise Abort
 
-    def _send_uncounted(self, frame: _Frame, stream: object) -> None:
+    def _send_uncounted(self, frame: _Frame, stream: Iterable[bytes]) -> None:
         self._send(frame.head)
-        for chunk in _chunks(stream):
+        for chunk in filter(None, stream):
             if frame.chunked:
                 self._send(b"%x\r\n" % len(chunk), chunk, b"\r\n")
             else:
@@ -417,39 +482,6 @@ class _Connection:
             else:  # a child that was forked meanwhile may hold the descriptor open
                 _shut_down(self._socket, socket.SHUT_RDWR)
             self._socket.close()
-
-
-class _Acceptor:
-    """The listening socket and its thread."""
-
-    def __init__(self, welcome: Callable[[socket.socket, int], None]) -> None:
-        self._welcome = welcome
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self._listener.setblocking(False)
-        self.address: tuple[str, int] = self._listener.getsockname()
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="fal-wire-accept", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread, then close the sockets."""
-        self._wake_writer.send(b".")
-        self._thread.join()
-        for sock in (self._listener, self._wake_reader, self._wake_writer):
-            sock.close()
-
-    def _run(self) -> None:
-        poller = select.poll()
-        poller.register(self._listener, select.POLLIN)
-        poller.register(self._wake_reader, select.POLLIN)
-        while all(descriptor != self._wake_reader.fileno() for descriptor, _ in poller.poll()):
-            try:
-                sock, (_, port) = self._listener.accept()
-            except OSError:  # the client has gone already
-                continue
-            sock.settimeout(None)  # whatever socket.setdefaulttimeout() says
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._welcome(sock, port)
 
 
 class _Head(NamedTuple):
@@ -529,8 +561,6 @@ class _Inbound:
         self._buffer = b""
         self._start = 0
         self._scratch: memoryview | None = None
-        self._poller = select.poll()
-        self._poller.register(sock, select.POLLIN)
 
     @property
     def buffered(self) -> bool:
@@ -600,12 +630,13 @@ class _Inbound:
         if self._scratch is None:
             self._scratch = memoryview(bytearray(RECEIVE_SIZE))
         view = self._scratch[:limit]
-        filled = sock.recv_into(view)
-        while 0 < filled < limit and (sock.pending() or self._poller.poll(0)):
-            more = sock.recv_into(view[filled:])
-            if not more:
-                break
-            filled += more
+        filled = more = sock.recv_into(view)
+        sock.settimeout(0)
+        with suppress(ssl.SSLWantReadError):
+            while more and filled < limit:
+                more = sock.recv_into(view[filled:])
+                filled += more
+        sock.settimeout(None)
         return bytes(view[:filled])
 
 
@@ -737,13 +768,14 @@ def _usual_reason(status: int) -> bytes:
         return b""
 
 
-def _chunks(stream: object) -> Iterator[bytes]:
-    if not isinstance(stream, Iterable):
-        raise TypeError(
-            f"The wire cannot send a {type(stream).__name__}: the stream of a response must be a "
-            "httpx.SyncByteStream. Write def __iter__(self), not async def __aiter__(self)."
-        )
-    return filter(None, stream)
+def _checked(response: httpx.Response) -> httpx.Response:
+    if isinstance(response, httpx.Response) and isinstance(response.stream, httpx.SyncByteStream):
+        return response
+    got = response.stream if isinstance(response, httpx.Response) else response
+    raise TypeError(
+        f"The wire cannot send a {type(got).__name__}: a handler returns an httpx.Response whose "
+        "stream is a httpx.SyncByteStream. Write def __iter__(self), not async def __aiter__(self)."
+    )
 
 
 def _failed(request: httpx.Request, error: BaseException) -> httpx.Response:

@@ -1,7 +1,8 @@
 """The SDK's one current app a process, for several runners at once.
 
 With one runner ``fal.ref.current_app`` is its app. With more it is a stand-in that finds the app of
-the thread that asks, by its mount namespace. ``fal.ref.get_current_app() is app`` is then False.
+the thread that asks, by its mount namespace: ``isinstance`` holds, but ``type()`` and ``is app`` do
+not see through it.
 """
 
 from __future__ import annotations

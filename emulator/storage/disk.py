@@ -101,8 +101,8 @@ class Disk:
         if not keep:
             self._sweeper.remove(test)
             return None
-        for volume in (self.data, self.tmp):
-            volume.hide(_remove_empty(str(volume.backing), self._visible))
+        _remove_mount_points(str(self.tmp.backing), self._visible)
+        self.tmp.hide(set())
         return test
 
     def new_runner(self, name: str) -> RunnerDisk:
@@ -163,13 +163,12 @@ class Disk:
         mounts.bind(str(volume.backing), self._stage)
         # Private and unbindable: the session's own directory is bound into it, stage included.
         mounts.set_propagation(self._stage, "unbindable")
-        hidden: set[str] = set()
-        for path in self._visible_paths():
-            rel = os.path.relpath(path, TMP)
-            _make_mount_point(path, os.path.join(self._stage, rel))
-            mounts.bind(path, os.path.join(self._stage, rel), recursive=True)
-            hidden.add(rel)
-        volume.hide(hidden)
+        paths = self._visible_paths()
+        for path in paths:
+            place = self._stage + path.removeprefix(TMP)
+            _make_mount_point(path, place)
+            mounts.bind(path, place, recursive=True)
+        volume.hide({path.removeprefix(f"{TMP}/") for path in paths})
         mounts.move(self._stage, TMP)
         mounts.set_propagation(TMP, "private")
 
@@ -265,13 +264,12 @@ def _make_mount_point(source: str, target: str) -> None:
     os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
 
 
-def _remove_empty(volume: str, visible: Iterable[str]) -> set[str]:
+def _remove_mount_points(volume: str, visible: Iterable[str]) -> None:
     """Remove the empty mount points that were made in a kept ``/tmp``."""
     for path in visible:
-        target = os.path.join(volume, os.path.relpath(path, TMP))
-        if mounts.attempt(lambda place=target: os.removedirs(place)):  # type: ignore[misc]
-            mounts.attempt(lambda place=target: os.unlink(place))  # type: ignore[misc]
-    return set()
+        place = volume + path.removeprefix(TMP)
+        if mounts.attempt(lambda place=place: os.removedirs(place)):  # type: ignore[misc]
+            mounts.attempt(lambda place=place: os.unlink(place))  # type: ignore[misc]
 
 
 def _file_name(name: str) -> str:

@@ -431,7 +431,7 @@ def _moto_classes() -> tuple[Any, Any, Any, dict[str, Any]]:
 
     class CdnBucket(FakeBucket):  # type: ignore[misc]
         def __new__(cls, *_: Any, **__: Any) -> CdnBucket:
-            return object.__new__(cls)  # moto's own keeps a list of all buckets
+            return object.__new__(cls)  # moto's own keeps every instance in a list
 
     class CdnKey(FakeKey):  # type: ignore[misc]
         """A key that moto does not track, with a content that outlives it while it is read."""
@@ -440,7 +440,7 @@ def _moto_classes() -> tuple[Any, Any, Any, dict[str, Any]]:
         disposed: bool
 
         def __new__(cls, *_: Any, **__: Any) -> CdnKey:
-            return object.__new__(cls)  # moto's own keeps a list, and resets close what is in it
+            return object.__new__(cls)  # as above; FakeKey's list is closed by each reset
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
