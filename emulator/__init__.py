@@ -1,7 +1,7 @@
 """A local emulator of the fal platform, usable without pytest.
 
-``with Emulator() as fal: ...`` gives the real ``fal`` SDK a ``/data``, a ``/tmp``, a CDN and a clock
-that the program controls. Importing this package imports nothing else.
+``with Emulator() as fal: ...`` gives the real ``fal`` SDK a ``/data``, a ``/tmp``, a CDN and a
+clock that the program controls. Importing this package imports nothing else.
 """
 
 from __future__ import annotations

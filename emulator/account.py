@@ -206,7 +206,7 @@ class Emulator:
         self.start(settings=settings)
 
     def close(self) -> None:
-        """Give back everything that lives longer than one ``start``: threads, descriptors, files."""
+        """Give back what lives longer than one ``start``: threads, descriptors, files."""
         if self.active:
             self.stop()
         if self._prepared:

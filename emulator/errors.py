@@ -1,4 +1,4 @@
-"""What goes wrong in the emulator, said as an instruction: what happened, why, the line to write."""
+"""What goes wrong in the emulator: what happened, why, and the line to write."""
 
 from __future__ import annotations
 
@@ -18,4 +18,9 @@ class UnknownHostError(EmulatorError, ConnectionError):
 
     It is a ``ConnectionError``, as a machine without network would raise, but none of the
     exceptions that HTTP clients define, so that it is not mistaken for a passing fault.
+
+    Attributes:
+        fal_response: the answer for clients behind a socket, which cannot be handed an exception.
     """
+
+    fal_response: object = None

@@ -135,7 +135,7 @@ def _forget_token(manager: Any) -> None:
 
 
 def _lifecycle_reference() -> Any:
-    return sys.modules[_PROVIDERS]._LIFECYCLE_PREFERENCE  # type: ignore[attr-defined]
+    return sys.modules[_PROVIDERS]._LIFECYCLE_PREFERENCE
 
 
 def _forget_images() -> None:
@@ -212,7 +212,7 @@ def quick_package_list() -> Iterator[None]:
         caller = sys._getframe(1).f_globals.get("__name__")
         return _installed_packages(real) if caller == "fal.app" and not options else real(**options)
 
-    importlib.metadata.distributions = distributions  # type: ignore[assignment]
+    importlib.metadata.distributions = distributions
     try:
         yield
     finally:

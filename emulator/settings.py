@@ -22,74 +22,91 @@ class Settings(BaseModel):
 
     # --- file system -----------------------------------------------------------------------------
     filesystem: Literal["auto", "namespace"] = Field(
-        "auto", description="Rung to demand for /data and /tmp; 'auto' takes the best there is."
+        default="auto",
+        description="Rung to demand for /data and /tmp; 'auto' takes the best there is.",
     )
     filesystem_in_force: FilesystemInForce = Field(
-        "namespace", description="The rung in force. Set by the emulator."
+        default="namespace", description="The rung in force. Set by the emulator."
     )
     data_size: int | None = Field(
-        None, ge=4096, description="Bytes /data holds at most; None: the host's disk [§10]."
+        default=None, ge=4096, description="Bytes /data holds at most; None: the host's disk [§10]."
     )
     tmp_size: int | None = Field(
-        None, ge=4096, description="Bytes a /tmp holds at most; None: the host's disk [§10]."
+        default=None,
+        ge=4096,
+        description="Bytes a /tmp holds at most; None: the host's disk [§10].",
     )
 
     # --- network ---------------------------------------------------------------------------------
     allow_hosts: tuple[str, ...] = Field(
-        (), description="Host names and addresses that may really be reached. localhost always may."
+        default=(),
+        description="Host names and addresses that may really be reached. localhost always may.",
     )
 
     # --- account ---------------------------------------------------------------------------------
-    nickname: str = Field("tester", description="The account's nickname; owner of its files.")
-    app_name: str = Field("app", description="FAL_APP_NAME of runners.")
-    region: str = Field("us-east", description="FAL_REGION of runners [§4.8].")
+    nickname: str = Field(
+        default="tester", description="The account's nickname; owner of its files."
+    )
+    app_name: str = Field(default="app", description="FAL_APP_NAME of runners.")
+    region: str = Field(default="us-east", description="FAL_REGION of runners [§4.8].")
 
     # --- runners --------------------------------------------------------------------------------
     termination_grace_period: timedelta = Field(
-        timedelta(seconds=5), description="From SIGTERM to SIGKILL; an app's own wins [§4.3]."
+        default=timedelta(seconds=5),
+        description="From SIGTERM to SIGKILL; an app's own wins [§4.3].",
     )
 
     # --- CDN -------------------------------------------------------------------------------------
     cdn_host: Literal["v3.fal.media", "v3b.fal.media"] = Field(
-        "v3b.fal.media", description="Host of the URLs that new files get; both serve all [§1.1]."
+        default="v3b.fal.media",
+        description="Host of the URLs that new files get; both serve all [§1.1].",
     )
     account_expiration: timedelta | None = Field(
-        None, description="How long files live when their upload names no lifetime [§1.10]."
+        default=None, description="How long files live when their upload names no lifetime [§1.10]."
     )
     account_acl: dict[str, Any] | None = Field(
-        None, description="initial_acl of files whose upload names none; None is public [§1.10]."
+        default=None,
+        description="initial_acl of files whose upload names none; None is public [§1.10].",
     )
     token_lifetime: timedelta = Field(
-        timedelta(days=30), description="Lifetime of CDN tokens [§1.3]."
+        default=timedelta(days=30), description="Lifetime of CDN tokens [§1.3]."
     )
     expired_status: Literal[404, 403, 410] = Field(
-        404, description="Answer to reading a file after its expiry [§10]."
+        default=404, description="Answer to reading a file after its expiry [§10]."
     )
     expiry_lag: timedelta = Field(
-        timedelta(0), description="How long after its expiry a file can still be read [§1.9]."
+        default=timedelta(0),
+        description="How long after its expiry a file can still be read [§1.9].",
     )
     unfinished_read: Literal["wait", "not_found"] = Field(
-        "wait", description="Reading a file whose upload is still running: wait, or 404 [§1.11]."
+        default="wait",
+        description="Reading a file whose upload is still running: wait, or 404 [§1.11].",
     )
     unfinished_read_limit: timedelta = Field(
-        timedelta(seconds=10), description="How long such a read waits before its 404 [§10]."
+        default=timedelta(seconds=10),
+        description="How long such a read waits before its 404 [§10].",
     )
     malformed_lifecycle: Literal["report", "refuse"] = Field(
-        "report", description="Malformed lifecycle JSON or unknown keys: accept, or 400 [§10]."
+        default="report",
+        description="Malformed lifecycle JSON or unknown keys: accept, or 400 [§10].",
     )
     invalid_expiration: Literal["refuse", "ignore"] = Field(
-        "refuse", description="Negative or non-numeric lifetimes: 422, or as if absent [§10]."
+        default="refuse",
+        description="Negative or non-numeric lifetimes: 422, or as if absent [§10].",
     )
-    etag: Literal["md5", "absent"] = Field("md5", description="ETag of stored files [§10].")
+    etag: Literal["md5", "absent"] = Field(default="md5", description="ETag of stored files [§10].")
     upload_url_lifetime: timedelta | None = Field(
-        None, description="How long a presigned upload URL can be used; None: no limit [§10]."
+        default=None,
+        description="How long a presigned upload URL can be used; None: no limit [§10].",
     )
     upload_url_reuse: Literal["refuse", "accept"] = Field(
-        "refuse", description="A presigned PUT used a second time: 403, or stored again [§10]."
+        default="refuse",
+        description="A presigned PUT used a second time: 403, or stored again [§10].",
     )
     content_type_mismatch: Literal["report", "refuse"] = Field(
-        "report", description="PUT with another Content-Type than initiated: keep it, or 400 [§10]."
+        default="report",
+        description="PUT with another Content-Type than initiated: keep it, or 400 [§10].",
     )
     part_order: Literal["any", "strict"] = Field(
-        "any", description="Parts completed out of order: sorted, or 400 as S3 does."
+        default="any", description="Parts completed out of order: sorted, or 400 as S3 does."
     )

@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "fal_user_namespace",
         "enter a user namespace at start-up when not root, so that /data and /tmp can be mounted "
         "(setuid programs do not work in it)",
-        type="bool",
+        type="bool",  # type: ignore[maybe-unrecognized-str-typeform]
         default=True,
     )
 
@@ -77,7 +77,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
+    item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show a failing test's exchanges and volumes."""
     report = yield

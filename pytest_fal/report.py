@@ -39,8 +39,9 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
         ("faults that never struck", [repr(fault) for fault in emulator.faults.unused]),
         (f"volumes, kept in {emulator.directory}", _volumes(emulator)),
     ]
-    for runner in emulator.runners:
-        sections.append((f"output of {runner.name} ({runner.state})", _output(runner.output)))
+    if len(emulator.runners) > 1:  # what a single one printed is in pytest's captured stdout
+        for runner in emulator.runners:
+            sections.append((f"output of {runner.name} ({runner.state})", _output(runner.output)))
     return sections
 
 
@@ -80,12 +81,19 @@ def _volumes(emulator: Emulator) -> list[str]:
 
 def _tree(volume: Volume) -> list[str]:
     files = volume.tree()
-    lines = [f"{volume.path / rel}  {(volume.backing / rel).lstat().st_size} bytes" for rel in files]
+    lines = [
+        f"{volume.path / rel}  {(volume.backing / rel).lstat().st_size} bytes" for rel in files
+    ]
     if len(lines) > _MOST:
         lines[_MOST:] = [f"... {len(lines) - _MOST} more in {volume.backing}"]
     return lines or [f"{volume.path} is empty"]
 
 
 def _output(text: str) -> list[str]:
-    lines = [line for line in text.splitlines() if not line.startswith("[debug] Python packages")]
+    from emulator.runners.output import readable
+
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("[debug] Python packages"):
+            lines += readable(line).splitlines()
     return lines[-_MOST:]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from emulator.account import Emulator
     from emulator.settings import Settings
 
-__all__ = ["close", "emulator_of", "settings_of"]
+__all__ = ["close", "emulator_of", "has_emulator", "settings_of"]
 
 _emulator = pytest.StashKey["Emulator"]()
 AUTHORITY = "fal_authority"
@@ -30,6 +30,11 @@ def emulator_of(request: pytest.FixtureRequest) -> Emulator:
         visible = [str(config.rootpath), str(factory.getbasetemp()), *_test_paths(config)]
         config.stash[_emulator] = Emulator(root=root, authority=pem, visible=visible)
     return config.stash[_emulator]
+
+
+def has_emulator(config: pytest.Config) -> bool:
+    """Whether a fixture has asked for the emulator yet."""
+    return _emulator in config.stash
 
 
 def _test_paths(config: pytest.Config) -> list[str]:
@@ -61,7 +66,9 @@ def settings_of(request: pytest.FixtureRequest) -> Settings:
     except ValidationError as error:
         problems = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
         known = ", ".join(sorted(Settings.model_fields))
-        raise pytest.UsageError(f"@pytest.mark.fal: {problems}. The settings are {known}.") from None
+        raise pytest.UsageError(
+            f"@pytest.mark.fal: {problems}. The settings are {known}."
+        ) from None
 
 
 def close(config: pytest.Config) -> None:

@@ -1,3 +1,30 @@
-"""Fixtures of our own suite."""
+"""Fixtures of our own suite: every test is watched for what it leaves behind."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
 
 pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request):
+    """Fail a test that leaves a thread, descriptor, mount, variable or patch behind, naming it."""
+    if sys.platform != "linux":
+        yield
+        return
+    from leaks import Snapshot
+
+    from pytest_fal import session
+
+    had_emulator = session.has_emulator(request.config)
+    before = Snapshot.take()
+    yield
+    leaks = before.leaks_since()
+    if not had_emulator and session.has_emulator(request.config):
+        # The session's own wire, certificate and mounts came with its first test.
+        leaks = [leak for leak in leaks if not leak.startswith(("descriptor", "mounted"))]
+    if leaks:
+        pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-SUITE = '''
+SUITE = """
 import contextlib, datetime, io, json, pathlib, time, urllib.request
 from unittest import mock
 
@@ -162,7 +162,7 @@ def test_talks_to_a_server_of_its_own_on_localhost():
         finally:
             server.shutdown()
             thread.join()
-'''
+"""
 
 AROUND = """
 import pytest

@@ -374,8 +374,7 @@ def test_a_runner_that_ended_takes_no_more_requests(fal_runner):
     with pytest.raises(RunnerError) as caught:
         runner.post("/", json={})
     assert str(caught.value) == (
-        "runner-1 is TERMINATED and takes no more requests. "
-        "Boot another one: fal_runner(Uploader)."
+        "runner-1 is TERMINATED and takes no more requests. Boot another one: fal_runner(Uploader)."
     )
 
 

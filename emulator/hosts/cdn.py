@@ -6,7 +6,7 @@ same way, so it is served here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import mimetypes
 from email.utils import format_datetime
 
 import httpx
@@ -14,7 +14,7 @@ import httpx
 from emulator.hosts.common import PathRouter, not_found, read_lifecycle, read_parts
 from emulator.identity import Identities
 from emulator.ledger import Exchange
-from emulator.network.reply import json_reply, reply
+from emulator.network.reply import Body, json_reply, reply
 from emulator.network.router import WouldBlock
 from emulator.storage.cdn import CDN, CDNFile, Upload, UploadError
 from emulator.storage.lifecycle import ByteRange, Unsatisfiable, decide, parse_range, status_of
@@ -24,7 +24,8 @@ __all__ = ["CDNHost"]
 _LEGACY = frozenset(
     {"fal.media", "v2.fal.media", "upload.fal.media", "upload.v2.fal.media", "upload.v3.fal.media"}
 )
-_NAMES = frozenset({"v3.fal.media", "v3b.fal.media", "storage.googleapis.com"}) | _LEGACY
+_GOOGLE, _BUCKET = "storage.googleapis.com", "/falserverless/"
+_NAMES = frozenset({"v3.fal.media", "v3b.fal.media", _GOOGLE}) | _LEGACY
 _CORS = ("access-control-allow-origin", "*")
 
 
@@ -48,8 +49,16 @@ class CDNHost:
         """Whether this is one of the CDN's hosts."""
         return host in _NAMES
 
-    def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
-        """Answer."""
+    def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response | None:
+        """Answer; None for other people's buckets."""
+        if request.url.host == _GOOGLE and not request.url.path.startswith(_BUCKET):
+            return None
+        response = self._handle(request, exchange)
+        if request.method == "HEAD":
+            response.stream = Body(())
+        return response
+
+    def _handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         handler, arguments = self._paths.find(request.method, request.url.path)
         if handler is None:
             exchange.notes.append("the emulator does not know this call")
@@ -64,7 +73,7 @@ class CDNHost:
 
     def _read(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         cdn = self._cdn
-        url = f"https://{request.url.host}{request.url.raw_path.decode('ascii').partition('?')[0]}"
+        url = _address(request)
         if cdn.pending(url):
             self._await_upload(request, url)
         file = cdn.readable(url)
@@ -84,7 +93,9 @@ class CDNHost:
             return
         if request.extensions.get("fal_may_block") is False:
             raise WouldBlock
-        self._cdn.wait_for(url, settings.unfinished_read_limit)
+        # Over a socket, a client that has given up ends the wait.
+        wait = request.extensions.get("fal_wait", lambda _seconds: None)
+        self._cdn.wait_for(url, settings.unfinished_read_limit, lambda: wait(0))
 
     def _missing(self, url: str, exchange: Exchange) -> httpx.Response:
         """All of these look alike to the SDK; the ledger tells them apart [§8, pitfall 11]."""
@@ -99,25 +110,27 @@ class CDNHost:
 
     def _deliver(self, request: httpx.Request, file: CDNFile) -> httpx.Response:
         etag = self._cdn.etag(file.url)
+        modified = format_datetime(file.created_at, usegmt=True)
         headers = [
             ("content-type", file.content_type),
             ("accept-ranges", "bytes"),
-            ("last-modified", format_datetime(file.created_at, usegmt=True)),
+            ("last-modified", modified),
             _CORS,
         ]
         if etag is not None:
             headers.append(("etag", etag))
-            if request.headers.get("if-none-match") == etag:
+            if _names(request.headers.get("if-none-match"), etag):
                 return reply(304, headers=headers)
-        wanted = parse_range(request.headers.get("range"), file.size)
+        # The rest of another version is worth nothing: then the whole is sent (RFC 9110, 13.1.5).
+        resumes = request.headers.get("if-range", etag) in (etag, modified)
+        wanted = parse_range(request.headers.get("range"), file.size) if resumes else None
         if isinstance(wanted, Unsatisfiable):
             return reply(416, headers=[*headers, ("content-range", f"bytes */{file.size}")])
         start, end, status = 0, file.size, 200
         if isinstance(wanted, ByteRange):
             start, end, status = wanted.start, wanted.end, 206
             headers.append(("content-range", f"bytes {start}-{end - 1}/{file.size}"))
-        nothing: Iterable[bytes] = ()
-        stream = nothing if request.method == "HEAD" else self._cdn.read(file.url, start, end)
+        stream = self._cdn.read(file.url, start, end)
         return reply(status, headers=headers, stream=stream, length=end - start)
 
     def _preflight(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
@@ -129,6 +142,8 @@ class CDNHost:
     def _presigned_put(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         parameters = request.url.params
         upload = self._cdn.upload(parameters.get("upload_id", ""), parameters.get("signature"))
+        if not self._cdn.same_file(upload.url, _address(request)):
+            raise UploadError(403, "this upload URL is not valid")
         self._check_type(request, upload, exchange)
         self._cdn.receive(upload, request.stream)  # type: ignore[arg-type]
         return reply(200, headers=[_CORS])
@@ -189,9 +204,14 @@ class CDNHost:
     def _authorised(self, request: httpx.Request, identifier: str) -> Upload:
         """An upload, by the signature in its URL or by a CDN token."""
         signature = request.url.params.get("signature")
-        if signature is None and self._reader(request):
+        if signature is None:
+            if not self._reader(request):
+                raise UploadError(401, "a signed URL or a valid CDN token is needed to upload here")
             signature = self._cdn.signature_of(identifier)
-        return self._cdn.upload(identifier, signature)
+        upload = self._cdn.upload(identifier, signature)
+        if not self._cdn.same_file(upload.url, _address(request).rpartition("/multipart/")[0]):
+            raise UploadError(403, "this upload URL is not valid")
+        return upload
 
     def _reader(self, request: httpx.Request) -> str | None:
         return self._identities.reader(_auth(request))
@@ -202,12 +222,23 @@ def _auth(request: httpx.Request) -> str | None:
     return value
 
 
+def _address(request: httpx.Request) -> str:
+    """The URL without its query, quoted as the client did."""
+    path = request.url.raw_path.decode("ascii").partition("?")[0]
+    return f"https://{request.url.host}{path}"
+
+
+def _names(if_none_match: str | None, etag: str) -> bool:
+    """Whether the header has this tag; compared weakly, as RFC 9110, 13.1.2 wants it."""
+    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return etag in tags or "*" in tags
+
+
 def _error(status: int) -> httpx.Response:
     details = {403: "Forbidden", 404: "Not Found", 410: "Gone"}
     return json_reply({"detail": details[status]}, status, [_CORS])
 
 
 def _default_name(content_type: str) -> str:
-    import mimetypes
-
-    return f"upload{mimetypes.guess_extension(content_type) or '.bin'}"
+    media_type = content_type.partition(";")[0].strip()
+    return f"upload{mimetypes.guess_extension(media_type) or '.bin'}"

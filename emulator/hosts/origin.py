@@ -91,7 +91,8 @@ class Origin:
             content_type: media type; default: none is sent.
             file_name: sent as ``Content-Disposition: attachment; filename="..."``.
             content_disposition: the whole header, instead of *file_name*.
-            content_length: ``"true"``, ``"absent"``, or a number that may be a lie.
+            content_length: ``"true"``, ``"absent"``, or a number that may be a lie. A body that is
+                longer than that ends there, as HTTP frames it.
             chunked: send in chunks, which also means without a Content-Length.
             gzip: compress, whether or not the client accepts it.
             ranges: answer ``Range`` requests.
@@ -111,11 +112,21 @@ class Origin:
             raise EmulatorError(
                 "serve(size=...) makes a synthetic body; leave out content and gzip, or size."
             )
+        if chunked and content_length != "true":
+            raise EmulatorError(
+                "serve(chunked=True) has no Content-Length; leave out content_length, or chunked."
+            )
+        if file_name is not None and content_disposition is not None:
+            raise EmulatorError(
+                "serve(content_disposition=...) is the whole header; leave out file_name, or it."
+            )
         extra = {name.lower(): value for name, value in (headers or {}).items()}
-        if content_disposition is None and file_name is not None:
-            content_disposition = f'attachment; filename="{file_name}"'
+        if file_name is not None:
+            content_disposition = _attachment(file_name)
         if content_disposition is not None:
             extra["content-disposition"] = content_disposition
+        if chunked:
+            extra["transfer-encoding"] = "chunked"
         served = ServedFile(
             url=url,
             content=content.encode() if isinstance(content, str) else content,
@@ -138,6 +149,10 @@ class Origin:
         """Whether anything is served at this host."""
         return host in self._hosts
 
+    def served_at(self, host: str) -> list[str]:
+        """The URLs served at a host, for the message about one that is not."""
+        return [file.url for file in self._served.values() if _host(file.url) == host]
+
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response | None:
         """Answer, if this very URL is served."""
         origin, path, query = _key(str(request.url))
@@ -151,12 +166,14 @@ class Origin:
 def _respond(served: ServedFile, request: httpx.Request) -> httpx.Response:
     for name, value in served.require_headers.items():
         if request.headers.get(name) != value:
-            return json_reply({"detail": f"header {name} is missing or wrong"}, served.require_status)
-    headers = list(served.headers.items())
+            detail = f"header {name} is missing or wrong"
+            return json_reply({"detail": detail}, served.require_status)
+    headers = [(name, _on_the_wire(value)) for name, value in served.headers.items()]
     if served.content_type is not None:
         headers.append(("content-type", served.content_type))
     if served.redirect_to is not None:
-        return reply(served.status, headers=[*headers, ("location", served.redirect_to)])
+        location = ("location", _on_the_wire(served.redirect_to))
+        return reply(served.status, headers=[*headers, location])
     if served.gzip:
         headers.append(("content-encoding", "gzip"))
     content = gzip_module.compress(served.content, 6, mtime=0) if served.gzip else served.content
@@ -176,7 +193,10 @@ def _deliver(
         if isinstance(wanted, ByteRange):
             start, end, status = wanted.start, wanted.end, 206
             headers.append(("content-range", f"bytes {start}-{end - 1}/{total}"))
-    length = served.content_length if isinstance(served.content_length, int) else end - start
+    length = end - start
+    if isinstance(served.content_length, int):
+        length = served.content_length
+        end = min(end, length)
     stream = _slices(content, start, end) if served.size is None else _synthetic(start, end)
     return reply(
         status,
@@ -190,18 +210,16 @@ def _slices(content: bytes, start: int, end: int) -> Iterator[bytes]:
     if (start, end) == (0, len(content)) and end <= len(_BLOCK):
         yield content
         return
-    view = memoryview(content)
     for position in range(start, end, len(_BLOCK)):
-        yield view[position : min(end, position + len(_BLOCK))]  # type: ignore[misc]
+        yield content[position : min(end, position + len(_BLOCK))]
 
 
 def _synthetic(start: int, end: int) -> Iterator[bytes]:
     """Bytes *start* to *end* of an endless repetition of one block."""
-    view = memoryview(_BLOCK)
     while start < end:
         offset = start % len(_BLOCK)
-        piece = view[offset : offset + min(len(_BLOCK) - offset, end - start)]
-        yield piece  # type: ignore[misc]
+        piece = _BLOCK[offset : offset + min(len(_BLOCK) - offset, end - start)]
+        yield piece
         start += len(piece)
 
 
@@ -213,8 +231,24 @@ def _key(url: str) -> tuple[str, str, str]:
             f'for example "https://example.com/model.bin".'
         )
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    path = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=-._~")
-    return f"{parts.scheme}://{_host(url)}:{port}", path, parts.query
+    # Clients differ in what they quote; here all spellings of a URL are one.
+    path = urllib.parse.unquote(parts.path or "/")
+    return f"{parts.scheme}://{_host(url)}:{port}", path, urllib.parse.unquote_plus(parts.query)
+
+
+def _attachment(file_name: str) -> str:
+    """The header that names a file; in the form of RFC 6266 where its name needs that."""
+    plain = file_name.encode("ascii", "replace").decode("ascii")
+    quoted = plain.replace("\\", "\\\\").replace('"', '\\"')
+    header = f'attachment; filename="{quoted}"'
+    if plain == file_name:
+        return header
+    return f"{header}; filename*=UTF-8''{urllib.parse.quote(file_name, safe='')}"
+
+
+def _on_the_wire(value: str) -> str:
+    """A header's value; UTF-8 where it is not ASCII, as careless servers send it."""
+    return value if value.isascii() else value.encode()  # type: ignore[return-value]
 
 
 def _host(url: str) -> str:

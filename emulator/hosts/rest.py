@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -45,11 +46,13 @@ class RestHost:
             exchange.notes.append("the emulator does not know this call")
             return not_found(request)
         if not self._identities.is_account(request.headers.get("authorization")):
+            exchange.notes.append("no account key")
             return json_reply({"detail": "Authentication is required to access this API"}, 401)
         try:
             response: httpx.Response = handler(request, exchange, *arguments)
             return response
         except UploadError as error:
+            exchange.notes.append(str(error))
             return json_reply({"detail": str(error)}, error.status)
 
     def _token(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
@@ -57,7 +60,7 @@ class RestHost:
         lifetime = settings.token_lifetime
         seconds = _json(request).get("expiration_seconds")
         if isinstance(seconds, (int, float)) and 0 < seconds < lifetime.total_seconds():
-            lifetime = type(lifetime)(seconds=seconds)
+            lifetime = timedelta(seconds=seconds)
         token = self._identities.issue(settings.nickname, lifetime)
         old_cdn = request.url.params.get("storage_type") == "fal-cdn"
         return json_reply(

@@ -6,6 +6,7 @@ with the test. A fault strikes before the emulated server sees the request unles
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -33,6 +34,10 @@ class Fault:
     struck: list[Exchange] = field(default_factory=list, repr=False)
     #: Whether it strikes already when a socket connects.
     connecting: bool = False
+    #: Whether the emulated server never sees the request.
+    ends: bool = False
+    #: Whether it only takes time, and goes together with any other.
+    delays: bool = False
 
     def matches(self, exchange: Exchange) -> bool:
         """Whether it strikes this exchange."""
@@ -78,6 +83,7 @@ class Faults:
     def __init__(self, sleep: Callable[[float], None]) -> None:
         self._sleep = sleep
         self._faults: list[Fault] = []
+        self._lock = threading.Lock()
 
     def reset(self) -> None:
         """Undo all faults."""
@@ -87,10 +93,11 @@ class Faults:
         """The faults that hit this exchange; counted."""
         if not self._faults:
             return None
-        hit = [fault for fault in self._faults if fault.matches(exchange)]
-        for fault in hit:
-            fault.struck.append(exchange)
-            exchange.notes.append(f"fault: {fault.kind}")
+        with self._lock:
+            hit = _together([fault for fault in self._faults if fault.matches(exchange)])
+            for fault in hit:
+                fault.struck.append(exchange)
+                exchange.notes.append(f"fault: {fault.kind}")
         return Strike(hit) if hit else None
 
     def strike_connection(self, host: str) -> Fault | None:
@@ -122,7 +129,9 @@ class Faults:
         def before() -> httpx.Response:
             return json_reply({"detail": f"{code}, injected by fal_faults"}, code)
 
-        return self._add(Fault(f"status {code}", times, host, method, path, before=before))
+        return self._add(
+            Fault(f"status {code}", times, host, method, path, before=before, ends=True)
+        )
 
     def refuse(
         self,
@@ -137,7 +146,7 @@ class Faults:
             raise ConnectionRefusedError(111, "Connection refused (injected by fal_faults)")
 
         return self._add(
-            Fault("refused", times, host, method, path, before=before, connecting=True)
+            Fault("refused", times, host, method, path, before=before, connecting=True, ends=True)
         )
 
     def timeout(
@@ -153,7 +162,7 @@ class Faults:
             raise TimeoutError("timed out (injected by fal_faults)")
 
         return self._add(
-            Fault("timed out", times, host, method, path, before=before, connecting=True)
+            Fault("timed out", times, host, method, path, before=before, connecting=True, ends=True)
         )
 
     def drop(
@@ -166,7 +175,8 @@ class Faults:
     ) -> Fault:
         """Reset the connection after *after* bytes of the response's body.
 
-        The server has handled the request by then; with 0 the client gets no answer at all.
+        The server has handled the request by then; with 0 the client gets no answer at all, and a
+        body of no more than *after* bytes arrives whole.
         """
 
         def cut(response: httpx.Response) -> httpx.Response:
@@ -176,7 +186,9 @@ class Faults:
             response.stream = Body(_first(response.stream, after))  # type: ignore[arg-type]
             return response
 
-        return self._add(Fault(f"dropped after {after} bytes", times, host, method, path, after=cut))
+        return self._add(
+            Fault(f"dropped after {after} bytes", times, host, method, path, after=cut)
+        )
 
     def slow(
         self,
@@ -192,7 +204,9 @@ class Faults:
         def before() -> None:
             self._sleep(delay)
 
-        return self._add(Fault(f"slow by {delay} s", times, host, method, path, before=before))
+        return self._add(
+            Fault(f"slow by {delay} s", times, host, method, path, before=before, delays=True)
+        )
 
     def corrupt(
         self,
@@ -215,8 +229,23 @@ class Faults:
         return [fault for fault in self._faults if not fault.struck]
 
     def _add(self, fault: Fault) -> Fault:
+        if fault.times is not None and fault.times < 1:
+            raise EmulatorError(
+                f"A fault that strikes {fault.times} times is none. Leave out times for all "
+                "requests, or write for example times=1."
+            )
         self._faults.append(fault)
         return fault
+
+
+def _together(faults: list[Fault]) -> list[Fault]:
+    """Those that can strike one request: all delays, first; then the first that ends it, or all
+    that change its answer. What is left over waits for the next request."""
+    ending = next((fault for fault in faults if fault.ends), None)
+    delays = [fault for fault in faults if fault.delays]
+    if ending is not None:
+        return [*delays, ending]
+    return [*delays, *(fault for fault in faults if not fault.delays)]
 
 
 def _reset() -> ConnectionResetError:
@@ -225,12 +254,11 @@ def _reset() -> ConnectionResetError:
 
 def _first(stream: Iterator[bytes], count: int) -> Iterator[bytes]:
     for chunk in stream:
-        if len(chunk) >= count:
+        if len(chunk) > count:
             yield bytes(chunk[:count])
-            break
+            raise _reset()
         count -= len(chunk)
         yield chunk
-    raise _reset()
 
 
 def _flip(stream: Iterator[bytes]) -> Iterator[bytes]:

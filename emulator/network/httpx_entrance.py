@@ -19,7 +19,10 @@ from emulator.network.router import LetThrough, WouldBlock
 
 __all__ = ["HttpxEntrance"]
 
-_POOLS = ((httpcore.ConnectionPool, "handle_request"), (httpcore.AsyncConnectionPool, "handle_async_request"))
+_POOLS = (
+    (httpcore.ConnectionPool, "handle_request"),
+    (httpcore.AsyncConnectionPool, "handle_async_request"),
+)
 Dispatch = Callable[[httpx.Request], httpx.Response]
 
 
@@ -57,8 +60,8 @@ class HttpxEntrance:
             except LetThrough:
                 return await real_async(pool, request)
 
-        httpcore.ConnectionPool.handle_request = handle_request  # type: ignore[method-assign]
-        httpcore.AsyncConnectionPool.handle_async_request = handle_async_request  # type: ignore[method-assign]
+        for (pool, name), ours in zip(_POOLS, (handle_request, handle_async_request), strict=True):
+            setattr(pool, name, ours)
 
     def uninstall(self) -> None:
         """Give back."""
@@ -117,7 +120,8 @@ def _to_httpx(request: Any, may_block: bool) -> httpx.Request:
 
 
 def _to_httpcore(response: httpx.Response) -> Any:
-    extensions = {"http_version": b"HTTP/1.1", "reason_phrase": response.reason_phrase.encode("latin-1")}
+    reason = response.reason_phrase.encode("latin-1")
+    extensions = {"http_version": b"HTTP/1.1", "reason_phrase": reason}
     return httpcore.Response(
         response.status_code,
         headers=response.headers.raw,

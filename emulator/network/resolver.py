@@ -120,8 +120,8 @@ class Resolver:
         socket.getaddrinfo = self._getaddrinfo
         socket.gethostbyname = self._gethostbyname
         socket.gethostbyname_ex = self._gethostbyname_ex
-        socket.socket.connect = patched_connect  # type: ignore[method-assign]
-        socket.socket.connect_ex = patched_connect_ex  # type: ignore[method-assign]
+        socket.socket.connect = patched_connect  # type: ignore[method-assign,assignment]
+        socket.socket.connect_ex = patched_connect_ex  # type: ignore[method-assign,assignment]
 
     def uninstall(self) -> None:
         """Give them back."""
@@ -142,7 +142,7 @@ class Resolver:
         host: Any,
         port: Any,
         family: int = 0,
-        type: int = 0,  # noqa: A002 - socket's own name
+        type: int = 0,
         proto: int = 0,
         flags: int = 0,
     ) -> list[Any]:

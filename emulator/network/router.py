@@ -105,14 +105,21 @@ class Router:
         """The error for a request that nobody answers; also put into the ledger."""
         url = exchange.url
         error = unknown_host(request.url.host, f"{request.method} {url}", url, request.method)
-        exchange.notes.append("refused: nothing answers this URL")
+        near = [place for host in self.hosts for place in _served_at(host, request.url.host)]
+        exchange.notes.append(
+            f'refused: nothing answers this URL. Write fal_origin.serve("{url}", content=b"...")'
+        )
+        if near:
+            exchange.notes.append(f"at {request.url.host} is served: {', '.join(near)}")
         # For clients behind a socket, which cannot be handed an exception.
-        error.fal_response = reply(502, str(error), content_type="text/plain; charset=utf-8")  # type: ignore[attr-defined]
+        error.fal_response = reply(502, str(error), content_type="text/plain; charset=utf-8")
         exchange.status = 502
         return error
 
 
-def unknown_host(host: str, what: str, url: str | None = None, verb: str = "GET") -> UnknownHostError:
+def unknown_host(
+    host: str, what: str, url: str | None = None, verb: str = "GET"
+) -> UnknownHostError:
     """The error for a host, and if known a URL, that nothing in the test answers."""
     shown = url or f"https://{host}/"
     known = verb.lower() in ("get", "post", "put", "patch", "delete", "head", "options")
@@ -123,6 +130,12 @@ def unknown_host(host: str, what: str, url: str | None = None, verb: str = "GET"
         f'fal_http.{method}("{shown}").respond(200), or let the host through with '
         f'@pytest.mark.fal(allow_hosts=["{host}"]).'
     )
+
+
+def _served_at(host: Host, name: str) -> list[str]:
+    """The URLs that a host has at this name, where it can tell."""
+    served_at = getattr(host, "served_at", None)
+    return [] if served_at is None else list(served_at(name))
 
 
 class _Counted(httpx.SyncByteStream, httpx.AsyncByteStream):

@@ -23,9 +23,7 @@ class Routes:
 
     def __init__(self) -> None:
         # using=None: respx patches nothing itself; all clients come in through our own entrances.
-        self.router = respx.MockRouter(
-            assert_all_called=False, assert_all_mocked=True, using=None  # type: ignore[arg-type]
-        )
+        self.router = respx.MockRouter(assert_all_called=False, assert_all_mocked=True, using=None)
 
     def reset(self) -> None:
         """Forget all routes and calls."""
@@ -114,4 +112,3 @@ def _run(coroutine: Coroutine[Any, Any, ResolvedRoute]) -> ResolvedRoute:
     if failure:
         raise failure[0]
     return result[0]
-

@@ -40,11 +40,11 @@ class UrllibEntrance:
             host = (request.host or "").rpartition("@")[2]
             name = host.partition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
             if passes(name):
-                return real.open(request, timeout=request.timeout)  # type: ignore[attr-defined]
+                return real.open(request, timeout=request.timeout)
             try:
                 return _answer(dispatch, request)
             except LetThrough:
-                return real.open(request, timeout=request.timeout)  # type: ignore[attr-defined]
+                return real.open(request, timeout=request.timeout)
 
         class Handler(urllib.request.HTTPHandler):
             def http_open(self, request: urllib.request.Request) -> Any:
@@ -134,28 +134,28 @@ class _Stream(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """What ``urlopen`` returns: the standard library's own class, on our body instead of a socket."""
+    """What ``urlopen`` returns: the standard library's own class, on a body of ours."""
 
     def __init__(self, response: httpx.Response, request: urllib.request.Request) -> None:
         # HTTPResponse.__init__ wants a socket and begin() parses one; these are what they set.
         self.fp = io.BufferedReader(_Stream(response.stream, response.close))  # type: ignore[arg-type]
         self.debuglevel = 0
-        self._method = request.get_method()  # type: ignore[attr-defined]
+        self._method = request.get_method()
         self.headers = self.msg = _headers(response)  # type: ignore[assignment]
         self.version = 11
-        self.status = self.code = response.status_code  # type: ignore[attr-defined]
+        self.status = self.code = response.status_code
         self.reason = response.reason_phrase or HTTPStatus(response.status_code).phrase
         self.chunked = False
         self.chunk_left = None
         self.will_close = True
-        self.length = self._expected_length(response)  # type: ignore[attr-defined]
+        self.length = self._expected_length(response)
         self.url = request.full_url
         self.msg = self.reason  # type: ignore[assignment]  # as urllib's do_open does
         if self.length == 0:
             self._close_conn()  # type: ignore[attr-defined]
 
     def _expected_length(self, response: httpx.Response) -> int | None:
-        if self._method == "HEAD" or response.status_code in (204, 304):  # type: ignore[attr-defined]
+        if self._method == "HEAD" or response.status_code in (204, 304):
             return 0
         try:
             return int(response.headers["content-length"])

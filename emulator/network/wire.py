@@ -184,14 +184,16 @@ class _Crew:
             for connection in cut:
                 connection.cut()
             self._changed.wait_for(lambda: cut.isdisjoint(self.connections), JOIN_SECONDS)
-            return list(cut & self.connections)
+            stuck = cut & self.connections
+            self.connections -= stuck  # said once
+            return list(stuck)
 
     def stop(self) -> None:
         """End the threads that wait, and close the listening socket."""
         self._stopping = True
         _shut_down(self._listener, socket.SHUT_RDWR)
         for _ in self._threads:  # what wakes accept() where shutdown() does not
-            with suppress(OSError):
+            with suppress(Exception):
                 socket.create_connection(self.address).close()
         self._listener.close()
 
@@ -226,7 +228,9 @@ class _Crew:
         with self._changed:
             self.connections.add(connection)
             self._waiting -= 1
-            if not self._waiting and not self._stopping:
+            if self._stopping:
+                connection.cut()
+            elif not self._waiting:
                 self._add_thread()
 
     def _end(self, connection: _Connection) -> bool:
@@ -476,11 +480,12 @@ class _Connection:
     def _close(self, reset: bool) -> None:
         if self._peer is None:
             self._wire._claim_peer(self.port)
-        with self._lock:
+        with self._lock, suppress(OSError):
             if reset:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             else:  # a child that was forked meanwhile may hold the descriptor open
                 _shut_down(self._socket, socket.SHUT_RDWR)
+        with self._lock:
             self._socket.close()
 
 

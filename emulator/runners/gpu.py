@@ -187,15 +187,15 @@ class _MissingError(Exception):
 def _check_device_node(system: System) -> None:
     """Step 1. WSL has one node for all graphics, ``/dev/dxg``, and none of NVIDIA's."""
     directory = system.device_directory
-    if os.path.exists(f"{directory}/dxg"):  # noqa: PTH110 - pathlib costs more than the question
+    if os.path.exists(f"{directory}/dxg"):
         return
     absent = "nvidiactl"
-    if os.path.exists(f"{directory}/{absent}"):  # noqa: PTH110
+    if os.path.exists(f"{directory}/{absent}"):
         # In a container the numbers need not begin with 0, so every name is looked at.
-        if any(re.fullmatch(r"nvidia\d+", name) for name in os.listdir(directory)):  # noqa: PTH208
+        if any(re.fullmatch(r"nvidia\d+", name) for name in os.listdir(directory)):
             return
         absent = "nvidia0"
-    if os.path.exists(system.kernel_driver):  # noqa: PTH110
+    if os.path.exists(system.kernel_driver):
         # A container sees the host's /proc, and a host makes the nodes only when first asked.
         raise _MissingError(
             f"no device node ({directory}/{absent} is not there) although the NVIDIA driver is "

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-__all__ = ["OutputSplitter"]
+__all__ = ["OutputSplitter", "readable"]
 
 #: The SDK prints every installed package at every start; it belongs to the runner's log only.
 _NOISE = "[debug] Python packages installed:"
+#: The SDK prints an unhandled exception as one line of JSON, its frames in reverse.
+_TRACEBACK = '{"traceback": '
+_INSTALLED = ("/site-packages/", "/dist-packages/", "/lib/python3")
 
 
 class OutputSplitter:
@@ -50,6 +55,8 @@ class _Split:
         if sink is None:
             return self._stream.write(text)
         sink.append(text)
+        if text.startswith(_TRACEBACK):
+            return self._stream.write(readable(text)) and len(text)
         if text.startswith(_NOISE):
             self._noise = sink
             return len(text)
@@ -66,3 +73,24 @@ class _Split:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def readable(line: str) -> str:
+    """An exception as the SDK prints it, as Python does: the app's own frames, in order.
+
+    Anything that does not look like that is returned as it is.
+    """
+    try:
+        text = json.loads(line)["traceback"]
+        pieces = re.findall(r'^  File "[^"]+", line \d+.*\n(?:    .*\n)*', text, re.MULTILINE)
+        exception = text[: text.index('  File "')] if pieces else text
+    except (ValueError, KeyError, TypeError):
+        return line
+    # What follows the first header repeats the same exception inside the web framework.
+    first = text.find("Traceback (most recent call last):")
+    frames = [piece for piece in pieces if text.index(piece) < first or first < 0][::-1]
+    own = [frame for frame in frames if not any(place in frame for place in _INSTALLED)]
+    shown = own or frames[-3:]
+    left_out = len(frames) - len(shown)
+    note = f"  ... {left_out} frames of installed packages left out\n" if left_out else ""
+    return f"Traceback (most recent call last):\n{note}{''.join(shown)}{exception}"

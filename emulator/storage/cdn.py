@@ -7,16 +7,24 @@ expiry and access are pure functions (:mod:`emulator.storage.lifecycle`); this i
 from __future__ import annotations
 
 import io
+import json
 import secrets
 import threading
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from emulator.errors import EmulatorError
-from emulator.storage.lifecycle import Acl, expires_at, is_expired, parse_acl
+from emulator.storage.lifecycle import (
+    LIFECYCLE_HEADER,
+    Acl,
+    expires_at,
+    is_expired,
+    parse_acl,
+    parse_preference,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +35,13 @@ if TYPE_CHECKING:
     from emulator.storage.objects import ObjectStore
 
 __all__ = ["CDN", "CDNFile", "Upload", "UploadError"]
+
+#: The names of the one CDN there is today; only files on it have access rules [§1.6].
+_V3 = frozenset({"v3.fal.media", "v3b.fal.media"})
+#: Real seconds that a read of an unfinished upload gives other threads while the clock stands still.
+_WAIT_ON_A_STOPPED_CLOCK = 0.25
+#: How often such a read looks whether its client is still there.
+_CHECK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -101,8 +116,10 @@ class CDN:
         self._files.clear()
         self._gone.clear()
         self._uploads.clear()
-        self._pending.clear()
         self._store.reset()
+        with self._changed:
+            self._pending.clear()
+            self._changed.notify_all()
 
     # --- for tests -------------------------------------------------------------------------------
 
@@ -122,13 +139,19 @@ class CDN:
 
         Returns:
             Its URL.
+
+        Raises:
+            EmulatorError: *expires_in* or *acl* is nothing that an upload could ask for.
         """
         lifecycle: dict[str, Any] = {}
         if expires_in is not None:
-            seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
+            seconds = (
+                expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
+            )
             lifecycle["expiration_duration_seconds"] = seconds
         if acl is not None:
             lifecycle["initial_acl"] = {"default": acl} if isinstance(acl, str) else acl
+        _check_lifecycle(lifecycle)
         name = file_name or "file.bin"
         upload = self.begin(name, content_type or _guess(name), lifecycle or None)
         self.receive(upload, (data,))
@@ -223,6 +246,11 @@ class CDN:
             raise UploadError(403, "this upload URL has been used")
         return found
 
+    @classmethod
+    def same_file(cls, one: str, other: str) -> bool:
+        """Whether two URLs name the same file."""
+        return cls._find_key(one) == cls._find_key(other)
+
     def signature_of(self, identifier: str) -> str | None:
         """What a caller who is authorised otherwise need not present."""
         found = self._uploads.get(identifier)
@@ -235,23 +263,34 @@ class CDN:
         return self._finish(upload, stored.size)
 
     def receive_part(self, upload: Upload, number: int, chunks: Iterable[bytes]) -> str:
-        """Store one part of a multipart upload; a part sent again replaces the first. Its ETag."""
+        """Store one part of a multipart upload; a part sent again replaces the first. Its ETag.
+
+        Raises:
+            UploadError: 400, parts are counted from 1.
+        """
+        if number < 1:
+            raise UploadError(400, f"there is no part {number}: parts are counted from 1")
         key = f"parts/{upload.id}/{number}/{secrets.token_hex(4)}"
         self._store.put(key, chunks, content_type="application/octet-stream")
         etag = self._store.etag(key)
+        replaced = upload.parts.get(number)
         upload.parts[number] = (key, etag)
+        if replaced is not None:
+            self._store.delete(replaced[0])
         return etag
 
     def complete(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> CDNFile:
         """Join the parts named (number and ETag) into the file.
 
         Raises:
-            UploadError: 400 for no parts, a missing part or a wrong ETag (and for parts out of
-                order with the setting ``part_order="strict"``).
+            UploadError: 400 for no parts, a missing part, one named twice or a wrong ETag (and for
+                parts out of order with the setting ``part_order="strict"``).
         """
         if not parts:
             raise UploadError(400, "a multipart upload needs at least one part")
         numbers = [number for number, _ in parts]
+        if len(set(numbers)) < len(numbers):
+            raise UploadError(400, "InvalidPart: a part is named twice")
         if self.settings.part_order == "strict" and numbers != sorted(numbers):
             raise UploadError(400, "InvalidPartOrder: the parts are not in ascending order")
         keys = []
@@ -264,19 +303,28 @@ class CDN:
             keys.append(key)
         key = self._find_key(upload.url)
         stored = self._store.join(key, keys, content_type=upload.content_type)
+        upload.parts.clear()  # the store has let go of them
         return self._finish(upload, stored.size)
 
-    def wait_for(self, url: str, limit: timedelta) -> bool:
+    def wait_for(
+        self, url: str, limit: timedelta, check: Callable[[], object] = lambda: None
+    ) -> bool:
         """Wait until an upload under way to *url* is finished; False when *limit* passed first.
 
         On a stopped clock nobody waits longer than other threads need to finish what they do: then
         the clock moves on by *limit*.
+
+        Args:
+            check: called now and then; what it raises ends the wait.
         """
         key = self._find_key(url)
         frozen = self._clock.frozen
-        real_seconds = 0.25 if frozen else limit.total_seconds()
+        left = _WAIT_ON_A_STOPPED_CLOCK if frozen else limit.total_seconds()
         with self._changed:
-            done = self._changed.wait_for(lambda: key not in self._pending, real_seconds)
+            while not (done := key not in self._pending) and left > 0:
+                self._changed.wait(min(left, _CHECK_SECONDS))
+                left -= _CHECK_SECONDS
+                check()
         if not done and frozen:
             self._clock.sleep(limit.total_seconds())
         return done
@@ -307,7 +355,10 @@ class CDN:
     def _finish(self, upload: Upload, size: int) -> CDNFile:
         now = self._clock.now()
         default = self.settings.account_expiration
-        acl, _ = parse_acl((upload.lifecycle or {}).get("initial_acl", self.settings.account_acl))
+        acl: Acl | None = None
+        if urllib.parse.urlsplit(upload.url).hostname in _V3:
+            written = (upload.lifecycle or {}).get("initial_acl", self.settings.account_acl)
+            acl, _ = parse_acl(written)
         file = CDNFile(
             url=upload.url,
             file_name=upload.file_name,
@@ -342,10 +393,10 @@ class CDN:
 
     @staticmethod
     def _find_key(url: str) -> str:
-        """One key for a file, whichever of the CDN's host names the URL has."""
+        """One key for a file, whichever host name of the CDN and whichever quoting the URL has."""
         parts = urllib.parse.urlsplit(url)
-        host = "cdn" if parts.hostname in ("v3.fal.media", "v3b.fal.media") else parts.hostname
-        return f"{host}{parts.path}"
+        host = "cdn" if parts.hostname in _V3 else parts.hostname
+        return f"{host}{urllib.parse.unquote(parts.path)}"
 
     def _why_not(self, url: str) -> str:
         key = self._find_key(url)
@@ -355,6 +406,17 @@ class CDN:
             return f"{url} is not there yet: its upload has begun and is not finished"
         known = ", ".join(file.url for file in self._files.values()) or "nothing"
         return f"there never was a file at {url}; on the CDN is {known}"
+
+
+def _check_lifecycle(lifecycle: dict[str, Any]) -> None:
+    """Refuse what a test can only have written by mistake."""
+    parsed = parse_preference({LIFECYCLE_HEADER: json.dumps(lifecycle)})
+    problems = [*parsed.problems, *([parsed.error[1]] if parsed.error is not None else [])]
+    if problems:
+        raise EmulatorError(
+            f"fal_cdn.put() cannot do this: {'; '.join(problems)}. Write for example "
+            f'fal_cdn.put(data, expires_in=timedelta(hours=1), acl="hide").'
+        )
 
 
 def _guess(file_name: str) -> str:

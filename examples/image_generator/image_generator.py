@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Literal, Optional
+from typing import Literal
 
 import fal
 from fal.toolkit import Image, ImageSizeInput, download_model_weights, get_image_size
@@ -21,7 +21,7 @@ GRID = 8
 
 class Input(BaseModel):
     prompt: str = Field(min_length=1, max_length=500)
-    seed: Optional[int] = Field(None, ge=0, description="The same seed gives the same image.")
+    seed: int | None = Field(None, ge=0, description="The same seed gives the same image.")
     image_size: ImageSizeInput = "square"
     format: Literal["png", "jpeg", "webp"] = "png"
 

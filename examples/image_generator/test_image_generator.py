@@ -12,8 +12,12 @@ import pytest
 from image_generator import WEIGHTS_URL, ImageGenerator
 
 if TYPE_CHECKING:
-    from emulator.account import CDN, Clock, Faults, Origin, Runner, Volume
-    from emulator.hosts.origin import ServedFile
+    from emulator.clock import Clock
+    from emulator.hosts.origin import Origin, ServedFile
+    from emulator.network.faults import Faults
+    from emulator.runners.runner import Runner
+    from emulator.storage.cdn import CDN
+    from emulator.storage.volume import Volume
 
 PALETTE = json.dumps([[12, 20, 69], [250, 128, 114], [255, 239, 213]])
 ONE_HOUR = {"x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 3600}'}
@@ -144,7 +148,8 @@ def test_the_account_may_have_a_default_lifetime(
     assert [file.url for file in fal_cdn.files] == [default]
     fal_clock.advance(days=2)
     assert fal_cdn.files == []
-    assert fal_cdn.info(shorter).expires_at < fal_cdn.info(default).expires_at
+    assert fal_cdn.info(default).lifecycle is None
+    assert fal_cdn.info(shorter).lifecycle == {"expiration_duration_seconds": 3600}
 
 
 def test_an_upload_is_traceable_to_its_request(runner: Runner, fal_cdn: CDN) -> None:

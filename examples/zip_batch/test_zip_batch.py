@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import fal
 import pytest
 from PIL import Image as PILImage
 from zip_batch import MAX_ARCHIVE_MB, PRIVATE_HOST, Input, Output, ZipBatch
-
-import fal
 
 if TYPE_CHECKING:
     import httpx
@@ -96,10 +95,9 @@ def test_the_archive_is_a_zip_on_the_cdn(runner: Runner, fal_cdn: CDN, fal_origi
 
 
 def test_requests_at_once_do_not_mix(runner: Runner, fal_cdn: CDN, fal_origin: Origin) -> None:
-    colours = ["red", "lime", "blue"]
-    urls = [f"https://example.com/{colour}/images.zip" for colour in colours]
-    for url, colour in zip(urls, colours):
-        fal_origin.serve(url, archive_of(a_png=picture(colour)))
+    urls = [f"https://example.com/{colour}/images.zip" for colour in ("red", "lime", "blue")]
+    for url in urls:
+        fal_origin.serve(url, archive_of(a_png=picture(url.split("/")[3])))
     with ThreadPoolExecutor() as pool:
         responses = list(pool.map(lambda url: process(runner, url), urls))
     found = [thumbnails(response, fal_cdn)["0000-a.png"].getpixel((0, 0)) for response in responses]
@@ -109,12 +107,15 @@ def test_requests_at_once_do_not_mix(runner: Runner, fal_cdn: CDN, fal_origin: O
 def test_a_new_archive_at_the_same_url_is_seen(
     runner: Runner, fal_cdn: CDN, fal_origin: Origin
 ) -> None:
-    served = fal_origin.serve(URL, archive_of(a_png=picture("red")))
-    before = thumbnails(process(runner), fal_cdn)["0000-a.png"]
-    # A file of the same name and size is one that download_file would take from its folder.
-    served.update(archive_of(a_png=picture("red").replace(b"", b"")))
-    after = thumbnails(process(runner), fal_cdn)["0000-a.png"]
-    assert (before.getpixel((0, 0)), after.getpixel((0, 0))) == ((255, 0, 0), (255, 0, 0))
+    """Had the app kept the first, ``download_file`` would take it for the second: same length."""
+    red = archive_of(a_bmp=picture("red", format="BMP"))
+    green = archive_of(a_bmp=picture("lime", format="BMP"))
+    assert len(red) == len(green)
+    served = fal_origin.serve(URL, red)
+    process(runner)
+    served.update(green)
+    image = thumbnails(process(runner), fal_cdn)["0000-a.png"]
+    assert image.getpixel((0, 0)) == (0, 255, 0)
 
 
 # --- what it leaves behind -----------------------------------------------------------------------
@@ -194,16 +195,31 @@ def test_the_token_goes_to_nobody_else(runner: Runner, fal_origin: Origin) -> No
 # --- a full disk ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("room", [16_000, 400_000, 900_000])
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(100_000, id="downloading"),
+        pytest.param(800_000, id="unpacking"),
+        pytest.param(1_450_000, id="shrinking"),
+    ],
+)
 def test_a_full_disk_is_not_the_callers_fault(
     runner: Runner, fal_origin: Origin, room: int
 ) -> None:
-    """The disk may be full while downloading, unpacking or making the thumbnails."""
     fal_origin.serve(URL, archive_of(a_png=noise(), b_png=noise()))
     runner.tmp.limit(room)
     response = process(runner, max_side=4096)
     assert response.status_code == 503
     assert response.json() == {"detail": "the disk of this runner is full"}
+
+
+def test_a_subprocess_meets_the_full_disk_too(runner: Runner, fal_origin: Origin) -> None:
+    fal_origin.serve(URL, archive_of(a_png=noise(), b_png=noise()))
+    runner.tmp.limit(2_250_000)
+    response = process(runner, max_side=4096)
+    assert response.status_code == 503
+    assert "packing failed" in response.text
+    assert "No space left on device" in response.text
 
 
 @pytest.mark.fal(tmp_size=8_000_000)
@@ -214,7 +230,7 @@ def test_a_small_disk_serves_many_requests(runner: Runner, fal_origin: Origin) -
 
 
 def noise() -> bytes:
-    """An image that nothing compresses: about 300 kB."""
+    """An image that nothing compresses: about 280 kB."""
     file = io.BytesIO()
     PILImage.effect_noise((640, 480), 100).save(file, format="PNG")
     return file.getvalue()

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional
 from urllib.parse import urlsplit
 from zipfile import BadZipFile
 
@@ -45,7 +44,16 @@ class Output(BaseModel):
 
 
 class Archive(CompressedFile):
-    """The SDK's ZIP; by itself it takes any size and sends no credentials."""
+    """The SDK's ZIP, which by itself takes any size, sends no credentials, and is cleaned up only
+    when Python gets round to it: after an exception that may be long after the request."""
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.extract_dir is not None:
+            shutil.rmtree(self.extract_dir)
+            self.extract_dir = None
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         headers = {}
@@ -70,7 +78,8 @@ class ZipBatch(fal.App):
         with clear_errors(), tempfile.TemporaryDirectory(prefix="batch-") as folder:
             thumbnails = Path(folder, "thumbnails")
             thumbnails.mkdir()
-            images, skipped = shrink_all(Archive(url=input.archive_url), input.max_side, thumbnails)
+            with Archive(url=input.archive_url) as source:
+                images, skipped = shrink_all(source, input.max_side, thumbnails)
             if not images:
                 raise FieldException("archive_url", "there is no image in this archive")
             packed = pack(thumbnails, Path(folder, "thumbnails.zip"))
@@ -124,7 +133,7 @@ def clear_errors() -> Iterator[None]:
         raise
 
 
-def is_disk_full(error: Optional[BaseException]) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind it: the SDK wraps its errors."""
     while error is not None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
