@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import httpx
 import respx
@@ -123,10 +123,28 @@ class Emulator:
         """Names and their addresses."""
         return self._resolver
 
-    def runner(self, app: type, **options: Any) -> Runner:
-        """Start a runner with this app; see :meth:`Runners.boot`."""
+    def runner(
+        self,
+        app: type,
+        *,
+        isolation: str = "thread",
+        gpu: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Runner:
+        """Boot an app on a new runner, as the platform does, and wait until it is set up.
+
+        Args:
+            app: a subclass of ``fal.App``.
+            isolation: ``"thread"``: a thread of this process with mounts of its own.
+            gpu: a pretended GPU type; not there yet.
+            env: environment variables (secrets) of the app.
+
+        Raises:
+            EmulatorError: the arguments make no sense; says what to write.
+            BaseException: whatever the app's ``setup`` raised.
+        """
         self._check_active("runner()")
-        return self._runners.boot(app, **options)
+        return self._runners.boot(app, isolation, gpu, dict(env or {}))
 
     @property
     def runners(self) -> list[Runner]:
@@ -182,17 +200,18 @@ class Emulator:
         kept: str | None = None
         actions: list[Callable[[], object]] = [
             self._runners.stop_all,
+            self._sdk.drain,
             self.clock.reset,
             self._wire.close_connections,
             self._aiohttp.uninstall,
             self._resolver.uninstall,
             self._urllib.uninstall,
             self._httpx.uninstall,
-            self._sdk.restore,
             self._environment.leave,
+            self._sdk.restore,
         ]
         if not self.active:
-            del actions[3:7]
+            del actions[4:8]
         self.active = False
         errors = [error for action in actions if (error := _attempt(action)) is not None]
         kept = self._disk.unmount(keep)

@@ -61,9 +61,14 @@ class SDKState:
         self._save_limits()
         _forget_images()
 
+    def drain(self) -> None:
+        """Wait for uploads to a caller's bucket that run in the background."""
+        policy = sys.modules.get("fal.toolkit.file._upload_policy")
+        if policy is not None and getattr(policy, "_inflight", None):
+            policy.drain()
+
     def restore(self) -> None:
         """Put everything back; what was first loaded meanwhile becomes as if loaded now."""
-        _drain_uploads()
         _forget_images()
         for undo in reversed(self._undo):
             undo()
@@ -145,13 +150,6 @@ def _forget_images() -> None:
         clear = getattr(function, "cache_clear", None)
         if clear is not None:
             clear()
-
-
-def _drain_uploads() -> None:
-    """Wait for uploads to a caller's bucket that run in the background."""
-    policy = sys.modules.get("fal.toolkit.file._upload_policy")
-    if policy is not None and getattr(policy, "_inflight", None):
-        policy.drain()
 
 
 def _refill(container: Any) -> Callable[[], None]:

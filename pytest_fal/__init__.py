@@ -1,5 +1,71 @@
-"""pytest plugin: tests of fal apps on an emulated platform. See :mod:`emulator` for the library."""
+"""pytest plugin: tests of fal apps on an emulated platform. See :mod:`emulator` for the library.
+
+The types of the fixtures can be imported from here, for annotations::
+
+    from pytest_fal import CDN, Clock, RunnerFactory
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from respx import MockRouter
+
+    from emulator.account import Emulator
+    from emulator.clock import Clock
+    from emulator.hosts.origin import Origin, ServedFile
+    from emulator.ledger import Event, Exchange, Ledger
+    from emulator.network.faults import Fault, Faults
+    from emulator.runners.runner import Runner, RunnerFactory
+    from emulator.settings import Settings
+    from emulator.storage.cdn import CDN, CDNFile
+    from emulator.storage.volume import Volume
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "CDN",
+    "CDNFile",
+    "Clock",
+    "Emulator",
+    "Event",
+    "Exchange",
+    "Fault",
+    "Faults",
+    "Ledger",
+    "MockRouter",
+    "Origin",
+    "Runner",
+    "RunnerFactory",
+    "ServedFile",
+    "Settings",
+    "Volume",
+]
+
+# Imported when asked for: this package is loaded in every pytest run of its environment.
+_MODULES = {
+    "CDN": "emulator.storage.cdn",
+    "CDNFile": "emulator.storage.cdn",
+    "Clock": "emulator.clock",
+    "Emulator": "emulator.account",
+    "Event": "emulator.ledger",
+    "Exchange": "emulator.ledger",
+    "Fault": "emulator.network.faults",
+    "Faults": "emulator.network.faults",
+    "Ledger": "emulator.ledger",
+    "MockRouter": "respx",
+    "Origin": "emulator.hosts.origin",
+    "Runner": "emulator.runners.runner",
+    "RunnerFactory": "emulator.runners.runner",
+    "ServedFile": "emulator.hosts.origin",
+    "Settings": "emulator.settings",
+    "Volume": "emulator.storage.volume",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

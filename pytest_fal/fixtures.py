@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import respx
 
     from emulator.account import Emulator
@@ -17,10 +15,12 @@ if TYPE_CHECKING:
     from emulator.hosts.origin import Origin
     from emulator.ledger import Ledger
     from emulator.network.faults import Faults
-    from emulator.runners.runner import Runner
+    from emulator.runners.runner import Runner, RunnerFactory
     from emulator.storage.cdn import CDN
     from emulator.storage.volume import Volume
 
+#: On a test's node: its emulator, and whether it has failed.
+running = pytest.StashKey["Emulator"]()
 failed = pytest.StashKey[bool]()
 
 
@@ -31,6 +31,7 @@ def fal_emulator(request: pytest.FixtureRequest) -> Generator[Emulator, None, No
 
     emulator = emulator_of(request)
     emulator.start(request.node.name, settings_of(request))
+    request.node.stash[running] = emulator
     yield emulator
     emulator.stop(keep=request.node.stash.get(failed, False))
 
@@ -84,7 +85,7 @@ def fal_ledger(fal_emulator: Emulator) -> Ledger:
 
 
 @pytest.fixture
-def fal_runner(fal_emulator: Emulator) -> Callable[..., Runner]:
+def fal_runner(fal_emulator: Emulator) -> RunnerFactory:
     """``fal_runner(MyApp)`` boots the app on a new runner.
 
     Runners still alive at the end of the test are shut down, ``teardown`` included.
@@ -93,7 +94,7 @@ def fal_runner(fal_emulator: Emulator) -> Callable[..., Runner]:
 
 
 @pytest.fixture
-def fal_cuda_runner(request: pytest.FixtureRequest) -> Callable[..., Runner]:
+def fal_cuda_runner(request: pytest.FixtureRequest) -> RunnerFactory:
     """As ``fal_runner``, on a CUDA device; skips where there is none.
 
     What the test needs stands in its marker:

@@ -23,6 +23,7 @@ from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the p
     fal_origin,
     fal_runner,
     fal_tmp,
+    running,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show a failing test's exchanges and volumes."""
     report = yield
-    if report.failed and "fal_emulator" in getattr(item, "funcargs", {}):
+    if report.failed and running in item.stash:
         from pytest_fal import report as report_module
 
         report_module.add_sections(item, report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_fal.fixtures import failed
+from pytest_fal.fixtures import failed, running
 
 if TYPE_CHECKING:
     import pytest
@@ -20,7 +20,7 @@ _MOST = 40
 
 def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
     """Add what happened to a failing test's report, and have its volumes kept."""
-    emulator: Emulator = item.funcargs["fal_emulator"]  # type: ignore[attr-defined]
+    emulator = item.stash[running]
     item.stash[failed] = True
     if not emulator.active:
         return  # the failure is one of tearing the emulator down

@@ -22,9 +22,8 @@ def nothing_left_behind(request):
     had_emulator = session.has_emulator(request.config)
     before = Snapshot.take()
     yield
-    leaks = before.leaks_since()
-    if not had_emulator and session.has_emulator(request.config):
-        # The session's own wire, certificate and mounts came with its first test.
-        leaks = [leak for leak in leaks if not leak.startswith(("descriptor", "mounted"))]
+    # The session's own wire, certificate and mounts come with its first test.
+    first = not had_emulator and session.has_emulator(request.config)
+    leaks = before.leaks_since(expected=("descriptor", "mounted") if first else ())
     if leaks:
         pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)

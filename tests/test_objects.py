@@ -25,7 +25,8 @@ from moto.core.model_instances import model_data
 from moto.s3.models import FakeKey, s3_backends
 
 from emulator.errors import EmulatorError
-from emulator.storage.objects import MEBIBYTE, MEMORY_PER_OBJECT, ObjectStore, StoredObject
+from emulator.storage.contents import MEBIBYTE
+from emulator.storage.objects import MEMORY_PER_OBJECT, ObjectStore, StoredObject
 
 LARGE = MEMORY_PER_OBJECT + 1
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)

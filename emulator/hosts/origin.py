@@ -237,13 +237,11 @@ def _key(url: str) -> tuple[str, str, str]:
 
 
 def _attachment(file_name: str) -> str:
-    """The header that names a file; in the form of RFC 6266 where its name needs that."""
-    plain = file_name.encode("ascii", "replace").decode("ascii")
-    quoted = plain.replace("\\", "\\\\").replace('"', '\\"')
-    header = f'attachment; filename="{quoted}"'
-    if plain == file_name:
-        return header
-    return f"{header}; filename*=UTF-8''{urllib.parse.quote(file_name, safe='')}"
+    """The header that names a file, in the form of RFC 6266 where its name needs that."""
+    if not file_name.isascii():
+        return f"attachment; filename*=UTF-8''{urllib.parse.quote(file_name, safe='')}"
+    quoted = file_name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'attachment; filename="{quoted}"'
 
 
 def _on_the_wire(value: str) -> str:

@@ -12,24 +12,25 @@ __all__ = ["Body", "json_reply", "reply"]
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A response body that every client can read, with the number of bytes really taken.
+    """A response body that every client can read.
 
     Args:
         chunks: where the bytes come from; iterated once.
-        on_close: called once, with the number of bytes taken, when the client is done or gone.
+        count: told the size of each chunk as it is handed out.
     """
 
     def __init__(
-        self, chunks: Iterable[bytes], on_close: Callable[[int], None] | None = None
+        self, chunks: Iterable[bytes], count: Callable[[int], None] | None = None
     ) -> None:
         self._chunks = chunks
-        self._on_close = on_close
-        self.taken = 0
+        self.count = count
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             for chunk in self._chunks:
-                self.taken += len(chunk)
+                if self.count is not None:
+                    # Before it is handed out: a client that has it finds it counted.
+                    self.count(len(chunk))
                 yield chunk
         finally:
             self.close()
@@ -39,13 +40,10 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield chunk
 
     def close(self) -> None:
-        """The client is done."""
+        """The client is done, or gone."""
         close = getattr(self._chunks, "close", None)
         if close is not None:
             close()
-        if self._on_close is not None:
-            on_close, self._on_close = self._on_close, None
-            on_close(self.taken)
 
     async def aclose(self) -> None:
         """The client is done."""

@@ -166,12 +166,12 @@ def _watch(response: httpx.Response, exchange: Exchange) -> httpx.Response:
     exchange.status = response.status_code
     exchange.response_headers = redact_headers(response.headers.multi_items())
 
-    def sent(taken: int) -> None:
-        exchange.bytes_sent = taken
+    def count(size: int) -> None:
+        exchange.bytes_sent += size
 
     stream = response.stream
-    if isinstance(stream, Body) and stream._on_close is None:
-        stream._on_close = sent
+    if isinstance(stream, Body) and stream.count is None:
+        stream.count = count
     else:
-        response.stream = Body(stream, sent)  # type: ignore[arg-type]
+        response.stream = Body(stream, count)  # type: ignore[arg-type]
     return response

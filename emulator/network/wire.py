@@ -7,34 +7,27 @@ are streams both ways; neither is ever held in memory.
 
 from __future__ import annotations
 
-import re
 import select
 import socket
 import ssl
 import struct
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from http import HTTPStatus
 from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import httpx
 
 from emulator.errors import EmulatorError
+from emulator.network import http1
+from emulator.network.http1 import ClientGoneError
 from emulator.network.trust import Authority, ServerSide
 
 __all__ = ["Abort", "ClientGoneError", "Peer", "Wire"]
 
-HEAD_LIMIT = 65_536
-LINE_LIMIT = 4_096
-RECEIVE_SIZE = 262_144
-#: How much of a body that the handler left unread is taken off the client, before it is hung up on.
-DRAIN_LIMIT = 64 * 1024 * 1024
 #: How many threads wait for clients to come.
 WAITING_THREADS = 3
 #: How long a request that names no host waits to be told which connection it came over.
@@ -46,11 +39,6 @@ _TLS_HANDSHAKE = b"\x16"
 _JOINED_SEND = 65_536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _HANG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21\x22\x24-\x7e]+) HTTP/(\d\.\d)")
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)")
-_HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::(\d{0,5}))?")
-_LENGTH = re.compile(rb"\d{1,18}")
-_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
 @dataclass(frozen=True)
@@ -72,10 +60,6 @@ class Abort(Exception):  # noqa: N818 - an order, not an error
         """Take down how the connection is to end."""
         super().__init__("reset" if reset else "close")
         self.reset = reset
-
-
-class ClientGoneError(ConnectionError):
-    """The client hung up, or was cut off at the end of its test, in the middle of an exchange."""
 
 
 class Wire:
@@ -301,7 +285,7 @@ class _Connection:
         first = self._socket.recv(1, socket.MSG_PEEK)
         if first == _TLS_HANDSHAKE:
             self._shake_hands()
-        self._inbound = _Inbound(self._socket)
+        self._inbound = http1.Inbound(self._socket)
         return bool(first)
 
     def _shake_hands(self) -> None:
@@ -324,12 +308,12 @@ class _Connection:
     def _exchange(self) -> bool:
         """Answer one request; whether another may follow."""
         try:
-            head = _parse_head(self._inbound.head())
+            head = http1.parse_head(self._inbound.head())
             body = self._body(head)
             self._request = request = self._new_request(head, body)
-        except _RefusedError as refused:
+        except http1.RefusedError as refused:
             self._unread = True
-            return self._respond(_NO_HEAD, refused.response)
+            return self._respond(http1.NO_HEAD, refused.response)
         response = self._answer(request)
         try:
             self._unread = not body.finish()
@@ -338,22 +322,24 @@ class _Connection:
             self._request = None
             self._close_response(response)
 
-    def _body(self, head: _Head) -> _RequestBody:
-        length = _body_length(head)
+    def _body(self, head: http1.Head) -> http1.RequestBody:
+        length = http1.body_length(head)
         expectation = head.fields.get(b"expect")
         if expectation is not None and expectation.lower() != b"100-continue":
-            raise _RefusedError(417, f"only 100-continue can be expected, not {expectation!r}")
+            raise http1.RefusedError(417, f"only 100-continue can be expected, not {expectation!r}")
         waits = expectation is not None and head.version == b"1.1" and not self._inbound.buffered
-        return _RequestBody(self._inbound, length, self._go_ahead if waits else None)
+        return http1.RequestBody(self._inbound, length, self._go_ahead if waits else None)
 
     def _go_ahead(self) -> None:
         self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _new_request(self, head: _Head, body: _RequestBody) -> httpx.Request:
+    def _new_request(self, head: http1.Head, body: http1.RequestBody) -> httpx.Request:
         authority = head.fields.get(b"host")
         if self._peer is None:
             self._peer = self._wire._claim_peer(self.port, 0 if authority else PEER_SECONDS)
-        url = self._url(head.target, authority or self._authority())
+        url = http1.request_url(
+            head.target, authority or self._authority(), isinstance(self._socket, ssl.SSLSocket)
+        )
         extensions: dict[str, Any] = {
             "fal_client": "wire",
             "fal_peer": self._peer,
@@ -369,43 +355,26 @@ class _Connection:
         """Host and port of a request that names none."""
         host = self.server_name or (self._peer.address if self._peer else None)
         if host is None:
-            raise _RefusedError(400, "there is no Host header")
+            raise http1.RefusedError(400, "there is no Host header")
         host = f"[{host}]" if ":" in host else host
         return (f"{host}:{self._peer.port}" if self._peer else host).encode()
 
-    def _url(self, target: bytes, authority: bytes) -> httpx.URL:
-        if _HOST.fullmatch(authority) is None:
-            raise _RefusedError(400, f"this is no Host: {authority[:200]!r}")
-        scheme = b"https" if isinstance(self._socket, ssl.SSLSocket) else b"http"
-        if target.startswith(b"/"):
-            text = scheme + b"://" + authority + target
-        elif target == b"*":
-            text = scheme + b"://" + authority + b"/"
-        elif target.startswith((b"http://", b"https://")):
-            text = target
-        else:
-            raise _RefusedError(400, f"this is no target of a request: {target[:200]!r}")
-        try:
-            return httpx.URL(text.decode("ascii"))
-        except httpx.InvalidURL as error:
-            raise _RefusedError(400, str(error)) from error
-
     def _answer(self, request: httpx.Request) -> httpx.Response:
         try:
-            return _checked(self._wire.handler(request))
+            return http1.checked(self._wire.handler(request))
         except (Abort, ClientGoneError):
             raise
-        except _RefusedError as refused:  # by the body, which the handler was reading
+        except http1.RefusedError as refused:  # by the body, which the handler was reading
             return refused.response
         except BaseException as error:  # pytest's own failures are no Exceptions
             response = getattr(error, "fal_response", None)
             if isinstance(response, httpx.Response):
                 return response
             self._wire.errors.append(error)
-            return _failed(request, error)
+            return http1.failed(request, error)
 
-    def _respond(self, head: _Head, response: httpx.Response) -> bool:
-        frame = _frame(head, response, not self._unread)
+    def _respond(self, head: http1.Head, response: httpx.Response) -> bool:
+        frame = http1.frame(head, response, not self._unread)
         stream = cast("httpx.SyncByteStream", response.stream)
         try:
             if frame.bodiless:
@@ -437,7 +406,7 @@ class _Connection:
         if remaining:
             raise Abort
 
-    def _send_uncounted(self, frame: _Frame, stream: Iterable[bytes]) -> None:
+    def _send_uncounted(self, frame: http1.Frame, stream: Iterable[bytes]) -> None:
         self._send(frame.head)
         for chunk in filter(None, stream):
             if frame.chunked:
@@ -474,7 +443,7 @@ class _Connection:
             _shut_down(self._socket, socket.SHUT_WR)
             spared = 0
             # Past the TLS layer: nobody wants to know what it says.
-            while spared <= DRAIN_LIMIT and (data := _receive_raw(self._socket, RECEIVE_SIZE)):
+            while spared <= http1.DRAIN_LIMIT and (data := _receive_raw(self._socket)):
                 spared += len(data)
 
     def _close(self, reset: bool) -> None:
@@ -489,313 +458,11 @@ class _Connection:
             self._socket.close()
 
 
-class _Head(NamedTuple):
-    """A request's head: ``fields`` has lower-case names, and repeated ones joined by commas."""
-
-    method: str
-    target: bytes
-    version: bytes
-    headers: list[tuple[bytes, bytes]]
-    fields: dict[bytes, bytes]
-
-    @property
-    def stays(self) -> bool:
-        """Whether the client wants to send more requests over the connection."""
-        words = [word.strip() for word in self.fields.get(b"connection", b"").lower().split(b",")]
-        return b"keep-alive" in words if self.version == b"1.0" else b"close" not in words
-
-
-_NO_HEAD = _Head("GET", b"/", b"1.0", [], {})
-
-
-class _RefusedError(Exception):
-    """A request that HTTP or this server rules out; the connection ends with the answer."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.response = httpx.Response(status, text=f"{status}: {why}\n")
-
-
-def _parse_head(data: bytes) -> _Head:
-    lines = data.split(b"\r\n")
-    request_line = _REQUEST_LINE.fullmatch(lines[0])
-    if request_line is None:
-        raise _RefusedError(400, f"this is no HTTP/1.1 request line: {lines[0][:200]!r}")
-    method, target, version = request_line.groups()
-    if version not in (b"1.1", b"1.0"):
-        raise _RefusedError(505, f"only HTTP/1.1 and 1.0 are spoken here, not {version.decode()}")
-    if method == b"CONNECT":
-        raise _RefusedError(501, "this is no proxy: CONNECT is not done here")
-    headers: list[tuple[bytes, bytes]] = []
-    fields: dict[bytes, bytes] = {}
-    for line in lines[1:]:
-        match = _HEADER.fullmatch(line)
-        if match is None:
-            raise _RefusedError(400, f"this is no header line: {line[:200]!r}")
-        name, value = match[1], match[2].rstrip(b" \t")
-        headers.append((name, value))
-        lower = name.lower()
-        fields[lower] = fields[lower] + b", " + value if lower in fields else value
-    return _Head(method.decode(), target, version, headers, fields)
-
-
-def _body_length(head: _Head) -> int | None:
-    """How long the request's body is; None when it is chunked."""
-    length = head.fields.get(b"content-length")
-    coding = head.fields.get(b"transfer-encoding")
-    if coding is None:
-        if length is None:
-            return 0
-        if _LENGTH.fullmatch(length) is None:
-            raise _RefusedError(400, f"this is no Content-Length: {length!r}")
-        return int(length)
-    if length is not None:
-        raise _RefusedError(400, "Content-Length and Transfer-Encoding exclude each other")
-    if head.version == b"1.0":
-        raise _RefusedError(400, "HTTP/1.0 has no Transfer-Encoding")
-    if coding.lower() != b"chunked":
-        raise _RefusedError(501, f"Transfer-Encoding can only be chunked, not {coding!r}")
-    return None
-
-
-class _Inbound:
-    """The bytes that come in, buffered only as far as finding a head or a line needs it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._buffer = b""
-        self._start = 0
-        self._scratch: memoryview | None = None
-
-    @property
-    def buffered(self) -> bool:
-        """Whether bytes are here already."""
-        return self._start < len(self._buffer)
-
-    def head(self) -> bytes:
-        """A request's head without its blank line."""
-        while True:
-            while self._buffer.startswith(b"\r\n", self._start):  # RFC 9112, 2.2
-                self._start += 2
-            end = self._buffer.find(b"\r\n\r\n", self._start)
-            if end >= 0:
-                head = self._buffer[self._start : end]
-                self._start = end + 4
-                if len(head) > HEAD_LIMIT:
-                    raise _RefusedError(431, f"the head is larger than {HEAD_LIMIT} bytes")
-                return head
-            self._check_unfinished_head(self._buffer[self._start :])
-            if not self._more():
-                raise ClientGoneError("The client left.")
-
-    def line(self) -> bytes:
-        """A line, without its end."""
-        while (end := self._buffer.find(b"\r\n", self._start)) < 0:
-            if len(self._buffer) - self._start > LINE_LIMIT:
-                raise _RefusedError(400, f"a line of the body is over {LINE_LIMIT} bytes")
-            if not self._more():
-                raise ClientGoneError("The client left in the middle of a chunked body.")
-        line = self._buffer[self._start : end]
-        self._start = end + 2
-        return line
-
-    def some(self, limit: int) -> bytes:
-        """At least one byte, at most so many."""
-        if self.buffered:
-            data = self._buffer[self._start : self._start + limit]
-            self._start += len(data)
-        else:
-            data = self._receive(min(limit, RECEIVE_SIZE))
-        if not data:
-            raise ClientGoneError("The client left in the middle of a request's body.")
-        return data
-
-    def _check_unfinished_head(self, data: bytes) -> None:
-        if len(data) > HEAD_LIMIT:
-            raise _RefusedError(431, f"the head is larger than {HEAD_LIMIT} bytes")
-        if data.count(b"\n") != data.count(b"\r\n"):  # its end would never be found
-            raise _RefusedError(400, "lines end in CR LF")
-
-    def _more(self) -> bool:
-        data = self._receive(HEAD_LIMIT)
-        self._buffer = self._buffer[self._start :] + data
-        self._start = 0
-        return bool(data)
-
-    def _receive(self, limit: int) -> bytes:
-        try:
-            if isinstance(self._socket, ssl.SSLSocket) and limit > 16_384:
-                return self._receive_records(self._socket, limit)
-            return self._socket.recv(limit)
-        except OSError as error:
-            raise ClientGoneError(str(error)) from error
-
-    def _receive_records(self, sock: ssl.SSLSocket, limit: int) -> bytes:
-        # A TLS read gives one record, 16 kB; take all that have come.
-        if self._scratch is None:
-            self._scratch = memoryview(bytearray(RECEIVE_SIZE))
-        view = self._scratch[:limit]
-        filled = more = sock.recv_into(view)
-        sock.settimeout(0)
-        with suppress(ssl.SSLWantReadError):
-            while more and filled < limit:
-                more = sock.recv_into(view[filled:])
-                filled += more
-        sock.settimeout(None)
-        return bytes(view[:filled])
-
-
-class _RequestBody(httpx.SyncByteStream):
-    """A request's body, read off the socket as it is iterated: once, and before the answer."""
-
-    def __init__(
-        self, inbound: _Inbound, length: int | None, go_ahead: Callable[[], None] | None
-    ) -> None:
-        self._inbound = inbound
-        self._remaining = length
-        self._go_ahead = go_ahead
-        self._chunks = self._chunked() if length is None else self._counted()
-        self._begun = False
-        self._closed = False
-        self._complete = length == 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        if self._begun:
-            raise httpx.StreamConsumed
-        self._begun = True
-        return self._read()
-
-    def finish(self) -> bool:
-        """Take off the client what the handler left; whether nothing of it is still to come."""
-        if self._complete:
-            return True
-        self._closed = True
-        if self._go_ahead or (self._remaining is not None and self._remaining > DRAIN_LIMIT):
-            return False
-        spared = 0
-        with suppress(_RefusedError):  # what cannot be read is still to come
-            while spared <= DRAIN_LIMIT and (chunk := next(self._chunks, b"")):
-                spared += len(chunk)
-        return self._complete
-
-    def _read(self) -> Iterator[bytes]:
-        if self._closed:
-            raise httpx.StreamClosed
-        if self._go_ahead is not None:
-            go_ahead, self._go_ahead = self._go_ahead, None
-            go_ahead()
-        for chunk in self._chunks:
-            yield chunk
-            if self._closed:
-                raise httpx.StreamClosed
-
-    def _counted(self) -> Iterator[bytes]:
-        while self._remaining:
-            chunk = self._inbound.some(self._remaining)
-            self._remaining -= len(chunk)
-            self._complete = not self._remaining
-            yield chunk
-
-    def _chunked(self) -> Iterator[bytes]:
-        while size := _chunk_size(self._inbound.line()):
-            while size:
-                chunk = self._inbound.some(size)
-                size -= len(chunk)
-                yield chunk
-            if self._inbound.line():
-                raise _RefusedError(400, "a chunk of the body is longer than it says")
-        trailers = 0
-        while line := self._inbound.line():
-            trailers += len(line)
-            if trailers > HEAD_LIMIT:
-                raise _RefusedError(431, f"the trailers are larger than {HEAD_LIMIT} bytes")
-        self._complete = True
-
-
-def _chunk_size(line: bytes) -> int:
-    match = _CHUNK_SIZE.fullmatch(line)
-    if match is None:
-        raise _RefusedError(400, f"this is no size of a chunk: {line[:200]!r}")
-    return int(match[1], 16)
-
-
-class _Frame(NamedTuple):
-    """How a response goes out; ``length`` is None for a body that ends otherwise."""
-
-    head: bytes
-    length: int | None
-    chunked: bool
-    bodiless: bool
-    keep: bool
-
-
-def _frame(head: _Head, response: httpx.Response, intact: bool) -> _Frame:
-    raw = response.headers.raw
-    fields = {name.lower(): value for name, value in raw}
-    bodiless = head.method == "HEAD" or response.status_code in (204, 304)
-    declared = fields.get(b"content-length", b"")
-    length = int(declared) if _LENGTH.fullmatch(declared) else None
-    chunked = not bodiless and length is None and head.version == b"1.1"
-    keep = (
-        intact
-        and head.stays
-        and (bodiless or chunked or length is not None)
-        and b"close" not in fields.get(b"connection", b"").lower()
-    )
-    lines = [_status_line(response)]
-    # These two are the wire's to say.
-    lines += [
-        b"%b: %b" % pair
-        for pair in raw
-        if pair[0].lower() not in (b"transfer-encoding", b"connection")
-    ]
-    if chunked:
-        lines.append(b"Transfer-Encoding: chunked")
-    if not keep:
-        lines.append(b"Connection: close")
-    elif head.version == b"1.0":
-        lines.append(b"Connection: keep-alive")
-    return _Frame(b"\r\n".join(lines) + b"\r\n\r\n", length, chunked, bodiless, keep)
-
-
-def _status_line(response: httpx.Response) -> bytes:
-    reason = response.extensions.get("reason_phrase")
-    if not isinstance(reason, bytes):
-        reason = _usual_reason(response.status_code)
-    return b"HTTP/1.1 %d %b" % (response.status_code, reason)
-
-
-@lru_cache
-def _usual_reason(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b""
-
-
-def _checked(response: httpx.Response) -> httpx.Response:
-    if isinstance(response, httpx.Response) and isinstance(response.stream, httpx.SyncByteStream):
-        return response
-    got = response.stream if isinstance(response, httpx.Response) else response
-    raise TypeError(
-        f"The wire cannot send a {type(got).__name__}: a handler returns an httpx.Response whose "
-        "stream is a httpx.SyncByteStream. Write def __iter__(self), not async def __aiter__(self)."
-    )
-
-
-def _failed(request: httpx.Request, error: BaseException) -> httpx.Response:
-    last_line = traceback.format_exception_only(error)[-1].strip()
-    return httpx.Response(
-        500,
-        text=f"The emulator's handler failed at {request.method} {request.url}: {last_line}\n",
-    )
-
-
 def _shut_down(sock: socket.socket, how: int) -> None:
     with suppress(OSError):
         # Not SSLSocket's own, which takes the TLS state away from the thread that uses it.
         socket.socket.shutdown(sock, how)
 
 
-def _receive_raw(sock: socket.socket, limit: int) -> bytes:
-    return socket.socket.recv(sock, limit)
+def _receive_raw(sock: socket.socket) -> bytes:
+    return socket.socket.recv(sock, http1.RECEIVE_SIZE)

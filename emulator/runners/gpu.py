@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ctypes
+
+    from emulator.runners.nvml import Management
 
 __all__ = [
     "Choice",
@@ -112,17 +113,11 @@ class Choice:
 def probe(system: System | None = None) -> Probe:
     """Find the CUDA devices that a process started now would see."""
     system = System() if system is None else system
-    driver: str | None = None
     try:
         _check_device_node(system)
-        _check_driver_library(system)
-        with _Management(system) as management:
-            driver = management.driver_version()
-            gpus = _list_gpus(management, driver, system)
-        devices, notes = _visible(gpus, system.environ)
     except _MissingError as missing:
-        return Probe((), f"CUDA: {missing}", driver)
-    return Probe(tuple(devices), None, driver, tuple(notes))
+        return Probe((), f"CUDA: {missing}", None)
+    return _probe_driver(system)
 
 
 def choose(probe: Probe, needs: Needs) -> Choice:
@@ -184,6 +179,24 @@ class _MissingError(Exception):
     """A step failed; the text is the sentence without its ``CUDA: ``."""
 
 
+def _probe_driver(system: System) -> Probe:
+    """Steps 2 to 5, for a machine that has a device node; any other is to import nothing for it."""
+    from emulator.runners import nvml
+
+    driver: str | None = None
+    try:
+        # Step 2. Opening is all: ``cuInit`` would tie the process to CUDA.
+        nvml.load_library(system.driver_library, "the driver library", "compute")
+        # Step 3.
+        with nvml.Management(system.management_library, system.host_memory) as management:
+            driver = management.driver_version()
+            gpus = _list_gpus(management, driver)
+        devices, notes = _visible(gpus, system.environ)
+    except (_MissingError, nvml.UnavailableError) as missing:
+        return Probe((), f"CUDA: {missing}", driver)
+    return Probe(tuple(devices), None, driver, tuple(notes))
+
+
 def _check_device_node(system: System) -> None:
     """Step 1. WSL has one node for all graphics, ``/dev/dxg``, and none of NVIDIA's."""
     directory = system.device_directory
@@ -208,161 +221,6 @@ def _check_device_node(system: System) -> None:
     )
 
 
-def _check_driver_library(system: System) -> None:
-    """Step 2. Opening is all: ``cuInit`` would tie the process to CUDA."""
-    _load(system.driver_library, "the driver library", "compute")
-
-
-def _load(library: str, what: str, capability: str) -> ctypes.CDLL:
-    import ctypes
-
-    try:
-        return ctypes.CDLL(library)
-    except OSError as error:
-        raise _MissingError(
-            f"{what} cannot be loaded ({error}): install the NVIDIA driver, or start the "
-            f"container with NVIDIA_DRIVER_CAPABILITIES={capability} among its capabilities"
-        ) from None
-
-
-class _RefusedError(Exception):
-    """NVML answered with an error code."""
-
-    def __init__(self, function: str, code: int, text: str) -> None:
-        super().__init__(f"{function}: {text}, error {code}")
-        self.code = code
-        self.advice = _ADVICE.get(code, "nvidia-smi may say more")
-
-
-# nvmlReturn_t of nvml.h
-_NOT_SUPPORTED, _NOT_FOUND, _FUNCTION_NOT_FOUND = 3, 6, 13
-_ADVICE = {
-    4: "give this user access to the device nodes (often the group video)",
-    9: "load the kernel module (modprobe nvidia) or install the driver",
-    13: "install a newer NVIDIA driver",
-    15: "the GPU has fallen off the bus, so restart the machine",
-    18: "the kernel module and the library are of different versions, so restart the machine, "
-    "or the container after an update of its host",
-}
-
-
-class _Management:
-    """Steps 3 and 6: NVML, open while the context lasts. Knows nothing of CUDA's own order."""
-
-    def __init__(self, system: System) -> None:
-        self._library = _load(system.management_library, "NVML", "utility")
-
-    def __enter__(self) -> _Management:
-        try:
-            self.call("nvmlInit_v2")
-        except _RefusedError as refused:
-            raise _MissingError(f"NVML does not start ({refused}): {refused.advice}") from None
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        with suppress(_RefusedError):  # nothing is left to be done about it
-            self.call("nvmlShutdown")
-        if isinstance(error, _RefusedError):
-            raise _MissingError(f"NVML does not answer ({error}): {error.advice}") from None
-
-    def call(self, function: str, *arguments: Any) -> None:
-        """Call a function of NVML. Raises _RefusedError for any answer but success."""
-        try:
-            code = getattr(self._library, function)(*arguments)
-        except AttributeError:  # an older library than the function
-            raise _RefusedError(function, _FUNCTION_NOT_FOUND, "not in this library") from None
-        if code:
-            raise _RefusedError(function, code, self._error_text(code))
-
-    def _error_text(self, code: int) -> str:
-        import ctypes
-
-        error_string = self._library.nvmlErrorString
-        error_string.restype = ctypes.c_char_p
-        return bytes(error_string(code)).decode()
-
-    def number(self, function: str, *arguments: Any) -> int:
-        """Call a function whose last argument receives a number."""
-        import ctypes
-
-        number = ctypes.c_uint()
-        self.call(function, *arguments, ctypes.byref(number))
-        return number.value
-
-    def text(self, function: str, *arguments: Any) -> str:
-        """Call a function that fills a buffer; 96 is the longest that NVML asks for."""
-        import ctypes
-
-        buffer = ctypes.create_string_buffer(96)
-        self.call(function, *arguments, buffer, len(buffer))
-        return buffer.value.decode()
-
-    def handle(self, function: str, *arguments: Any) -> ctypes.c_void_p:
-        """Call a function whose last argument receives a handle of a device."""
-        import ctypes
-
-        handle = ctypes.c_void_p()
-        self.call(function, *arguments, ctypes.byref(handle))
-        return handle
-
-    def driver_version(self) -> str:
-        """Read the version of the driver, such as ``570.124.06``."""
-        return self.text("nvmlSystemGetDriverVersion")
-
-    def capability(self, handle: ctypes.c_void_p) -> tuple[int, int]:
-        """Read the compute capability of a GPU; MIG instances have that of their GPU."""
-        import ctypes
-
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        pointers = ctypes.byref(major), ctypes.byref(minor)
-        self.call("nvmlDeviceGetCudaComputeCapability", handle, *pointers)
-        return major.value, minor.value
-
-    def memory(self, handle: ctypes.c_void_p, system: System) -> tuple[int, int]:
-        """Read total and free bytes; a GPU without memory of its own has the machine's."""
-        import ctypes
-
-        amounts = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
-        try:
-            self.call("nvmlDeviceGetMemoryInfo", handle, amounts)
-        except _RefusedError as refused:
-            if refused.code != _NOT_SUPPORTED:
-                raise
-            return _host_memory(system.host_memory)
-        return amounts[0], amounts[1]
-
-    def partitioned(self, handle: ctypes.c_void_p) -> bool:
-        """Ask whether a GPU is split into MIG instances, so that it is no CUDA device itself."""
-        import ctypes
-
-        current, pending = ctypes.c_uint(), ctypes.c_uint()
-        pointers = ctypes.byref(current), ctypes.byref(pending)
-        try:
-            self.call("nvmlDeviceGetMigMode", handle, *pointers)
-        except _RefusedError as refused:
-            if refused.code not in (_NOT_SUPPORTED, _FUNCTION_NOT_FOUND):
-                raise
-            return False
-        return bool(current.value)
-
-    def instances(self, handle: ctypes.c_void_p) -> list[ctypes.c_void_p]:
-        """Find the MIG instances of a GPU; the slots that are not filled are passed over."""
-        found = []
-        for slot in range(self.number("nvmlDeviceGetMaxMigDeviceCount", handle)):
-            try:
-                found.append(self.handle("nvmlDeviceGetMigDeviceHandleByIndex", handle, slot))
-            except _RefusedError as refused:
-                if refused.code != _NOT_FOUND:
-                    raise
-        return found
-
-
-def _host_memory(path: str) -> tuple[int, int]:
-    with open(path) as lines:
-        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
-
-
 @dataclass(frozen=True)
 class _Named:
     """A CUDA device and the names that ``CUDA_VISIBLE_DEVICES`` may call it by."""
@@ -380,7 +238,7 @@ class _Gpu:
     devices: tuple[_Named, ...]
 
 
-def _list_gpus(management: _Management, driver: str, system: System) -> list[_Gpu]:
+def _list_gpus(management: Management, driver: str) -> list[_Gpu]:
     """Step 4."""
     count = management.number("nvmlDeviceGetCount_v2")
     if count == 0:
@@ -388,10 +246,10 @@ def _list_gpus(management: _Management, driver: str, system: System) -> list[_Gp
             f"driver {driver} has no device: start the container with one (docker run --gpus "
             f"all), or see in dmesg why the driver refused the GPU"
         )
-    return [_read_gpu(management, index, system) for index in range(count)]
+    return [_read_gpu(management, index) for index in range(count)]
 
 
-def _read_gpu(management: _Management, index: int, system: System) -> _Gpu:
+def _read_gpu(management: Management, index: int) -> _Gpu:
     gpu = management.handle("nvmlDeviceGetHandleByIndex_v2", index)
     gpu_uuid = management.text("nvmlDeviceGetUUID", gpu)
     capability = management.capability(gpu)
@@ -399,7 +257,7 @@ def _read_gpu(management: _Management, index: int, system: System) -> _Gpu:
     def read(handle: ctypes.c_void_p) -> Device:
         name = management.text("nvmlDeviceGetName", handle)
         uuid = management.text("nvmlDeviceGetUUID", handle)
-        return Device(index, name, uuid, *management.memory(handle, system), capability)
+        return Device(index, name, uuid, *management.memory(handle), capability)
 
     def read_instance(handle: ctypes.c_void_p) -> _Named:
         device = read(handle)

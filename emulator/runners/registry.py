@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -74,31 +74,13 @@ class Runners:
 
     # --- booting ---------------------------------------------------------------------------------
 
-    def boot(
-        self,
-        app: type,
-        *,
-        isolation: str = "thread",
-        gpu: str | None = None,
-        env: Mapping[str, str] | None = None,
-    ) -> Runner:
-        """Boot an app on a new runner, as the platform does, and wait until it is set up.
-
-        Args:
-            app: a subclass of ``fal.App``.
-            isolation: ``"thread"``: a thread of this process with mounts of its own.
-            gpu: a pretended GPU type; not there yet.
-            env: environment variables (secrets) of the app.
-
-        Raises:
-            EmulatorError: the arguments make no sense; says what to write.
-            BaseException: whatever the app's ``setup`` raised.
-        """
+    def boot(self, app: type, isolation: str, gpu: str | None, env: dict[str, str]) -> Runner:
+        """Boot an app on a new runner; see ``Emulator.runner``."""
         module = load_app_module()
         _check(module, app, isolation, gpu)
         self._count += 1
         name = f"runner-{self._count}"
-        self._set_environment(dict(env or {}))
+        self._set_environment(env)
         disk = self._disk.new_runner(name)
         settings = self._emulator.settings
         if settings.tmp_size is not None:

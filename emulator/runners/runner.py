@@ -5,14 +5,14 @@ from __future__ import annotations
 import abc
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import httpx
 
 from emulator.errors import EmulatorError
 from emulator.storage.volume import Volume
 
-__all__ = ["Runner", "RunnerError", "State"]
+__all__ = ["Runner", "RunnerError", "RunnerFactory", "State"]
 
 #: The states of platform facts §4.1 that a runner of its own goes through.
 State = Literal["SETUP", "IDLE", "RUNNING", "DRAINING", "TERMINATED"]
@@ -111,3 +111,17 @@ class Runner(abc.ABC):
     def _close_client(self) -> None:
         if self._client is not None:
             self._client.close()
+
+
+class RunnerFactory(Protocol):
+    """``fal_runner``: boots an app on a new runner."""
+
+    def __call__(
+        self,
+        app: type,
+        *,
+        isolation: str = "thread",
+        gpu: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Runner:
+        """Boot an app and wait until it is set up; see ``Emulator.runner``."""

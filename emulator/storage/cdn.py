@@ -38,7 +38,7 @@ __all__ = ["CDN", "CDNFile", "Upload", "UploadError"]
 
 #: The names of the one CDN there is today; only files on it have access rules [§1.6].
 _V3 = frozenset({"v3.fal.media", "v3b.fal.media"})
-#: Real seconds that a read of an unfinished upload gives other threads while the clock stands still.
+#: Real seconds that a read gives other threads to finish the upload while the clock stands still.
 _WAIT_ON_A_STOPPED_CLOCK = 0.25
 #: How often such a read looks whether its client is still there.
 _CHECK_SECONDS = 0.05

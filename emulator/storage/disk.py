@@ -3,29 +3,35 @@
 Layout below the session's directory: ``volumes/<test>/data``, ``volumes/<test>/tmp``,
 ``volumes/<test>/runner-1/tmp``. ``volumes`` is a shared mount: what is mounted inside it later (a
 size limit, a read-only cover) appears in every runner's ``/data`` by the kernel's own propagation.
+
+All of that is mounted in a namespace of the emulator's, in which the test's thread is only while
+the test has volumes. There ``/data`` never is the host's, so what a test leaves running cannot
+reach that; it finds the volumes of the test under way.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import re
-import shutil
 import sys
-import threading
 from collections.abc import Iterable
 
-from emulator.errors import NamespaceRefusedError
+from emulator.errors import EmulatorError, NamespaceRefusedError
 from emulator.storage import mounts
+from emulator.storage.spare import Spare
+from emulator.storage.sweeper import Sweeper, remove_tree
+from emulator.storage.visible import (
+    TMP,
+    Visible,
+    make_mount_points,
+    remove_mount_points,
+    working_directory,
+)
 from emulator.storage.volume import Volume
 
-__all__ = ["DATA", "TMP", "Disk", "RunnerDisk"]
+__all__ = ["DATA", "TMP", "Disk", "RunnerDisk", "remove_tree"]
 
 DATA = "/data"
-TMP = "/tmp"
-
-# Mount namespaces that have a /data to mount on, and whether that directory is ours to remove.
-_prepared: dict[int, bool] = {}
 
 
 class Disk:
@@ -39,19 +45,24 @@ class Disk:
         self.root = os.path.realpath(root)
         self.volumes = os.path.join(self.root, "volumes")
         self._stage = os.path.join(self.root, "stage")
-        self._visible: tuple[str, ...] = ()
-        self._extra: tuple[str, ...] = ()
-        self._visible_for: object = None
+        self._tmp = TMP
+        self._home: mounts.View | None = None
+        self._inside: mounts.View | None = None
+        self._is_inside = False
+        self._directory: int | None = None
+        self._visible = Visible(self.root)
+        self._runners: set[int] = set()
         self._test: str | None = None
+        self._data_mounted = False
         self._depth = 0
         self._count = 0
+        self._spare = Spare()
         self._sweeper = Sweeper()
         self.data = self.tmp = Volume(DATA, self.volumes, self.root)
 
     def keep_visible(self, paths: Iterable[str]) -> None:
         """Say which paths below ``/tmp`` this process needs although it is mounted over."""
-        self._extra = tuple(paths)
-        self._visible_for = None
+        self._visible.add(paths)
 
     def mount(self, name: str = "test") -> None:
         """Mount a fresh ``/data`` and ``/tmp`` for the calling thread and those it starts.
@@ -64,44 +75,53 @@ class Disk:
                 "pytest-fal mounts /data and /tmp in a Linux mount namespace, and this system is "
                 f"{sys.platform}. Run the tests on Linux or in a Linux container."
             )
-        self._prepare()
+        inside = self._prepare()
         self._count += 1
-        test = os.path.join(self.volumes, f"{self._count}-{_file_name(name)}")
-        self._test = test
-        os.mkdir(test)
-        self.data = self._volume(DATA, f"{test}/data")
-        self.tmp = self._volume(TMP, f"{test}/tmp")
-        self.tmp.remount = self._mount_tmp
-        if _prepared[mounts.current_namespace()]:
-            os.mkdir(DATA)
-        mounts.bind(str(self.data.backing), DATA)
-        mounts.set_propagation(DATA, "slave")
-        self._mount_tmp()
+        self._visible.look()
+        self._test = os.path.join(self.volumes, f"{self._count}-{_file_name(name)}")
+        try:
+            self._lay_out(self._test)
+            place = working_directory()
+            self._directory = os.open(".", os.O_PATH)
+            inside.enter()
+            self._is_inside = True
+            self._mount_volumes()
+            self._spare.remember()
+            mounts.attempt(lambda: os.chdir(place))
+        except BaseException:
+            self.unmount(keep=False)
+            raise
 
     def unmount(self, keep: bool) -> str | None:
         """Take the mounts away and, unless *keep*, what was written.
 
         Returns:
             The directory that was kept, on the host's own disk.
+
+        Raises:
+            EmulatorError: another thread than the one that mounted calls it.
         """
-        test, self._test = self._test, None
+        test = self._test
         if test is None:
             return None
-        if keep:
-            self.data.save()
-            self.tmp.save()
-        while self._depth:
-            mounts.unmount(TMP)
-            self._depth -= 1
-        mounts.unmount(DATA)
-        self.data.uncover()
-        self.tmp.uncover()
-        if _prepared[mounts.current_namespace()]:
-            os.rmdir(DATA)
+        self._check_thread()
+        self._test = None
+        untouched: set[str] = set()
+        try:
+            if keep:
+                self.data.save()
+                self.tmp.save()
+            elif self._is_inside and not self._runners and not _has_children():
+                untouched = self._spare.untouched()
+            if self._is_inside:
+                self._unmount_volumes(untouched)
+        finally:
+            self._go_home()
         if not keep:
-            self._sweeper.remove(test)
+            self._spare.take(untouched, self._sweeper)
             return None
-        _remove_mount_points(str(self.tmp.backing), self._visible)
+        self._spare.keep()
+        remove_mount_points(str(self.tmp.backing), self._visible)
         self.tmp.hide(set())
         return test
 
@@ -119,36 +139,124 @@ class Disk:
 
     def close(self) -> None:
         """Give up the session's mounts. Kept volumes stay."""
+        self._spare.discard(self._sweeper)
+        self._data_mounted, self._depth = False, 0
         self._sweeper.close()
-        if os.path.isdir(self.volumes) and mounts.attempt(lambda: mounts.unmount(self.volumes)):
-            return
-        for leftover in (self._stage, os.path.join(self.root, "root"), self.volumes, self.root):
+        for view in (self._home, self._inside):
+            if view is not None:
+                view.close()
+        self._home = self._inside = None
+        for leftover in (self._stage, self.volumes, self.root):
             mounts.attempt(lambda path=leftover: os.rmdir(path))  # type: ignore[misc]
 
-    def _prepare(self) -> None:
-        """Enter a namespace, once a process, and give it what the tests' mounts need."""
-        if mounts.current_namespace() not in _prepared:
+    # --- the namespace ---------------------------------------------------------------------------
+
+    def _prepare(self) -> mounts.View:
+        """Make the namespace, once, and come back from it."""
+        if self._inside is not None:
+            return self._inside
+        for folder in (self.volumes, self._stage):
+            os.makedirs(folder, exist_ok=True)
+        self._home = mounts.home_view()
+        self._directory = os.open(".", os.O_PATH)
+        try:
             mounts.enter_private_namespace()
-            ours = not mounts.is_real_directory(DATA)
-            if ours:
-                scratch = os.path.join(self.root, "root")
-                os.makedirs(scratch, exist_ok=True)
-                mounts.build_root_with(DATA.strip("/"), scratch)
-            _prepared[mounts.current_namespace()] = ours
-        if not os.path.isdir(self.volumes):
-            os.mkdir(self.volumes)
-            os.mkdir(self._stage)
-            mounts.bind(self.volumes, self.volumes)
-            mounts.set_propagation(self.volumes, "shared")
+            self._build()
+            self._inside = mounts.View()
+        finally:
+            self._go_home()
+            if self._inside is None:
+                self._home.close()
+                self._home = None
+        return self._inside
+
+    def _build(self) -> None:
+        scratch = os.path.join(self.root, "root")
+        os.makedirs(scratch, exist_ok=True)
+        mounts.build_root_with(DATA.strip("/"), scratch)
+        os.rmdir(scratch)
+        mounts.bind(self.volumes, self.volumes)
+        mounts.set_propagation(self.volumes, "shared")
+        self._tmp = os.path.realpath(TMP)
+
+    def _go_home(self) -> None:
+        assert self._home is not None
+        self._home.enter()
+        self._is_inside = False
+        if self._directory is not None:
+            os.fchdir(self._directory)
+            os.close(self._directory)
+            self._directory = None
+
+    def _check_thread(self) -> None:
+        """Elsewhere the same calls would take away the host's own mounts."""
+        assert self._inside is not None
+        if self._is_inside and mounts.current_namespace() != self._inside.number:
+            raise EmulatorError(
+                "The emulator was started in another thread, or another emulator was started after "
+                "it. Call stop() in the thread that called start(), the newest emulator first."
+            )
+
+    # --- volumes ---------------------------------------------------------------------------------
+
+    def _lay_out(self, test: str) -> None:
+        self._spare.give(test, self._visible, self._sweeper)
+        self._runners.clear()
+        self.data = self._volume(DATA, f"{test}/data")
+        self.data.check = self._check_sees_data
+        self.tmp = self._volume(TMP, f"{test}/tmp")
+        self.tmp.check = self._check_sees_tmp
+        self.tmp.remount = self._mount_tmp
 
     def _volume(self, path: str, backing: str) -> Volume:
-        os.mkdir(backing)
-        os.chmod(backing, 0o1777 if path == TMP else 0o755)
-        return Volume(path, backing, self._scratch())
-
-    def _scratch(self) -> str:
         assert self._test is not None
-        return self._test
+        if not os.path.isdir(backing):
+            os.mkdir(backing)
+            os.chmod(backing, 0o1777 if path == TMP else 0o755)
+        return Volume(path, backing, self._test)
+
+    def _check_sees_data(self) -> None:
+        """Mounting in another thread would do it where the host can see it."""
+        assert self._inside is not None
+        if mounts.current_namespace() not in {self._inside.number, *self._runners}:
+            raise EmulatorError(
+                f"This thread was started before the test's volumes were mounted and does not see "
+                f"{DATA}. Call limit() and read_only() from the test or on a runner."
+            )
+
+    def _check_sees_tmp(self) -> None:
+        assert self._inside is not None
+        if mounts.current_namespace() != self._inside.number:
+            raise EmulatorError(
+                f"This thread has another {TMP} than the test. Call limit() and read_only() of the "
+                f"test's {TMP} from the test, and those of a runner's on runner.tmp."
+            )
+
+    def _mount_volumes(self) -> None:
+        """Mount what is not mounted still, as the last test left it untouched."""
+        still = self._spare.given
+        self._unmount_all_but(still)
+        if "data" not in still:
+            mounts.bind(str(self.data.backing), DATA)
+            self._data_mounted = True
+            mounts.set_propagation(DATA, "slave")
+        if "tmp" in still:
+            self.tmp.hide(set(self._visible.relative))
+        else:
+            self._mount_tmp()
+
+    def _unmount_volumes(self, except_for: set[str]) -> None:
+        self._unmount_all_but(except_for)
+        self.data.uncover()
+        self.tmp.uncover()
+
+    def _unmount_all_but(self, kinds: set[str]) -> None:
+        while self._depth and "tmp" not in kinds:
+            mounts.unmount(self._tmp)
+            self._depth -= 1
+        if self._data_mounted and "data" not in kinds:
+            mounts.unmount(DATA)
+            self._data_mounted = False
 
     def _mount_tmp(self) -> None:
         """Put this volume over ``/tmp``, with what the process needs bound through.
@@ -160,51 +268,30 @@ class Disk:
 
     def mount_over_tmp(self, volume: Volume) -> None:
         """Mount a volume over the calling thread's ``/tmp``."""
+        place = working_directory()
         mounts.bind(str(volume.backing), self._stage)
         # Private and unbindable: the session's own directory is bound into it, stage included.
         mounts.set_propagation(self._stage, "unbindable")
-        paths = self._visible_paths()
-        for path in paths:
-            place = self._stage + path.removeprefix(TMP)
-            _make_mount_point(path, place)
-            mounts.bind(path, place, recursive=True)
-        volume.hide({path.removeprefix(f"{TMP}/") for path in paths})
-        mounts.move(self._stage, TMP)
-        mounts.set_propagation(TMP, "private")
+        try:
+            for source, target in make_mount_points(self._stage, self._visible):
+                mounts.bind(source, target, recursive=True)
+            mounts.move(self._stage, self._tmp)
+        except BaseException:
+            mounts.unmount(self._stage)
+            raise
+        mounts.set_propagation(self._tmp, "private")
+        volume.hide(set(self._visible.relative))
+        if place == TMP or place.startswith(f"{TMP}/"):
+            # The directory itself is the one below; the path shall mean the same as everywhere.
+            mounts.attempt(lambda: os.chdir(place))
 
-    def _visible_paths(self) -> tuple[str, ...]:
-        wanted = (tuple(sys.path), self._extra)
-        if wanted != self._visible_for:
-            process = (sys.prefix, sys.base_prefix, sys.exec_prefix, os.getcwd(), self.root)
-            self._visible = _outermost([*wanted[0], *wanted[1], *process])
-            self._visible_for = wanted
-        return self._visible
+    def joined(self, namespace: int) -> None:
+        """A runner has entered a namespace of its own."""
+        self._runners.add(namespace)
 
-
-class Sweeper:
-    """Removes what passing tests wrote, in the background: an rmdir on a disk costs 60 µs."""
-
-    def __init__(self) -> None:
-        self._paths: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def remove(self, path: str) -> None:
-        """Remove a tree soon."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="fal-sweeper", daemon=True)
-            self._thread.start()
-        self._paths.put(path)
-
-    def close(self) -> None:
-        """Wait until everything is removed and end the thread."""
-        if self._thread is not None:
-            self._paths.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def _run(self) -> None:
-        while (path := self._paths.get()) is not None:
-            remove_tree(path)
+    def throw_away(self, path: str) -> None:
+        """Remove a directory in the background."""
+        self._sweeper.remove(path)
 
 
 class RunnerDisk:
@@ -218,7 +305,9 @@ class RunnerDisk:
         """Move the calling thread, and all it starts, onto the runner. Its namespace's number."""
         mounts.copy_namespace()
         self._disk.mount_over_tmp(self.tmp)
-        return mounts.current_namespace()
+        number = mounts.current_namespace()
+        self._disk.joined(number)
+        return number
 
     def remount_tmp(self) -> None:
         """After the volume's limit changed: show it. Called on the runner."""
@@ -227,67 +316,20 @@ class RunnerDisk:
     def discard(self) -> None:
         """The runner is shut down: what was in its ``/tmp`` is lost."""
         self.tmp.uncover()
-        remove_tree(str(self.tmp.backing))
+        discarded = f"{self.tmp.backing}-discarded"
+        os.rename(self.tmp.backing, discarded)
+        self._disk.throw_away(discarded)
         os.mkdir(self.tmp.backing)
 
 
-def _outermost(paths: Iterable[str]) -> tuple[str, ...]:
-    """The existing paths below ``/tmp``, without those inside another of them."""
-    found: set[str] = set()
-    for path in paths:
-        real = os.path.realpath(path or ".")
-        if real == TMP:
-            found.update(_python_files_in(TMP))
-        elif real.startswith(f"{TMP}/") and os.path.exists(real):
-            found.add(real)
-    inside = {p for p in found if any(p.startswith(f"{outer}/") for outer in found)}
-    return tuple(sorted(found - inside))
-
-
-def _python_files_in(folder: str) -> list[str]:
-    """What can be imported from *folder*: somebody works in ``/tmp`` itself."""
-    return [
-        entry.path
-        for entry in os.scandir(folder)
-        if entry.name.endswith((".py", ".ini", ".toml", ".cfg"))
-        or os.path.exists(os.path.join(entry.path, "__init__.py"))
-    ]
-
-
-def _make_mount_point(source: str, target: str) -> None:
-    if os.path.exists(target):
-        return
-    if os.path.isdir(source):
-        os.makedirs(target)
-        return
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
-
-
-def _remove_mount_points(volume: str, visible: Iterable[str]) -> None:
-    """Remove the empty mount points that were made in a kept ``/tmp``."""
-    for path in visible:
-        place = volume + path.removeprefix(TMP)
-        if mounts.attempt(lambda place=place: os.removedirs(place)):  # type: ignore[misc]
-            mounts.attempt(lambda place=place: os.unlink(place))  # type: ignore[misc]
+def _has_children() -> bool:
+    """Whether a program that was started from here may still be running."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:60].strip("-") or "test"
-
-
-def remove_tree(path: str) -> None:
-    """Remove a directory tree, also where an app took away its own permissions."""
-
-    def allow_and_retry(_function: object, place: str, _error: object) -> None:
-        os.chmod(os.path.dirname(place), 0o700)
-        if os.path.isdir(place) and not os.path.islink(place):
-            os.chmod(place, 0o700)
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            os.unlink(place)
-
-    if sys.version_info >= (3, 12):
-        shutil.rmtree(path, onexc=allow_and_retry)
-    else:
-        shutil.rmtree(path, onerror=allow_and_retry)

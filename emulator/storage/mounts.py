@@ -1,8 +1,9 @@
 """Private Linux mount namespaces: the one place that calls mount(2), unshare(2) and their kin.
 
-The main thread enters a namespace of its own, once, when the first volume is asked for; a runner's
-thread enters another. Nothing is ever mounted where the host can see it. An ordinary user needs
-a user namespace around that, which only a single-threaded process may enter: so early.
+The test's thread goes into a namespace of the emulator while a test needs volumes and comes back
+after it (:class:`View`, 2 µs each way); a runner's thread stays in another. Nothing is ever mounted
+where the host can see it. An ordinary user needs a user namespace around that, which only a
+single-threaded process may enter: so early.
 """
 
 from __future__ import annotations
@@ -11,24 +12,29 @@ import ctypes
 import errno
 import os
 import stat
-import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from emulator.errors import NamespaceRefusedError
 
 __all__ = [
+    "View",
     "bind",
     "build_root_with",
     "current_namespace",
     "enter_private_namespace",
     "enter_user_namespace",
+    "explain_refusals",
     "has_mount_capability",
+    "home_view",
     "mount_tmpfs",
     "move",
     "raise_ambient_capabilities",
+    "refusal",
     "set_propagation",
     "unmount",
+    "unmount_unused",
 ]
 
 CLONE_FS = 0x00000200
@@ -56,6 +62,7 @@ _PROPAGATION = {
     "private": MS_PRIVATE,
     "unbindable": MS_UNBINDABLE,
 }
+_OURS = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_CHROOT
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
@@ -68,6 +75,8 @@ _HOW_TO_ALLOW = (
 )
 
 _libc: Any = None
+# Why this process was not given the right to mount; told when it is refused to mount.
+_explanation = ""
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -95,7 +104,15 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
     )
 
 
+def explain_refusals(why: str) -> None:
+    """Say this instead of the kernel's EPERM from now on; empty: nothing is known."""
+    global _explanation
+    _explanation = why
+
+
 def _refused(what: str, error: OSError) -> NamespaceRefusedError:
+    if error.errno == errno.EPERM and _explanation:
+        return NamespaceRefusedError(_explanation)
     code = errno.errorcode.get(error.errno or 0, str(error.errno))
     return NamespaceRefusedError(
         f"pytest-fal needs a private mount namespace for /data and /tmp, and the kernel refused "
@@ -103,21 +120,21 @@ def _refused(what: str, error: OSError) -> NamespaceRefusedError:
     )
 
 
-def supported() -> bool:
-    """Whether this system has mount namespaces at all (Linux)."""
-    return sys.platform == "linux"
-
-
 def has_mount_capability() -> bool:
     """Whether this process may mount: CAP_SYS_ADMIN in its effective set."""
     try:
-        with open("/proc/self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"CapEff:"):
-                    return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1)
-    except OSError:
-        pass
-    return False
+        return bool(int(_status("CapEff"), 16) >> CAP_SYS_ADMIN & 1)
+    except (OSError, ValueError):
+        return False
+
+
+def _status(name: str) -> str:
+    """A field of ``/proc/thread-self/status``; empty: the kernel does not have it."""
+    with open("/proc/thread-self/status") as status:
+        for line in status:
+            if line.startswith(f"{name}:"):
+                return line.split()[1]
+    return ""
 
 
 def current_namespace() -> int:
@@ -128,17 +145,18 @@ def current_namespace() -> int:
 def enter_user_namespace() -> None:
     """Put this single-threaded process into a user namespace in which it may mount.
 
-    The user and group stay the same and nothing is mounted. setuid programs (``sudo``, ``ping``)
-    stop working in it and in its children.
+    The user, the group and what they may do to files stay the same, and nothing is mounted. setuid
+    programs (``sudo``, ``ping``) stop working in it and in its children.
 
     Raises:
         NamespaceRefusedError: the kernel does not allow it, or threads are running already.
     """
     uid, gid = os.geteuid(), os.getegid()
+    capabilities = int(_status("CapEff") or "0", 16)
     try:
         _call("unshare", CLONE_NEWUSER)
     except OSError as error:
-        if error.errno == errno.EINVAL:
+        if error.errno == errno.EINVAL and int(_status("Threads") or "0") > 1:
             raise NamespaceRefusedError(
                 "pytest-fal must enter a user namespace before any thread starts, and threads are "
                 "running already. Load it early: do not start threads or import numpy from "
@@ -151,6 +169,8 @@ def enter_user_namespace() -> None:
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
     except OSError as error:
         raise _refused("the user map of a user namespace", error) from error
+    # A new namespace gives all capabilities, also to read files of mode 000: not as it was before.
+    _limit_capabilities(capabilities | _OURS)
 
 
 def _write(path: str, text: str) -> None:
@@ -164,16 +184,29 @@ def raise_ambient_capabilities() -> None:
     A worker has a thread before pytest can act, so it cannot enter a user namespace itself; it
     inherits this one, and ambient capabilities survive its exec.
     """
-    wanted = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_CHROOT
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)()
-    _call("capget", header, sets)
-    sets[2] |= wanted
+    header, sets = _capabilities()
+    sets[2] |= _OURS
     _call("capset", header, sets)
     for capability in (CAP_SYS_ADMIN, CAP_SYS_CHROOT):
         number = ctypes.c_ulong(capability)
         zero = ctypes.c_ulong(0)
         _call("prctl", _PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE), number, zero, zero)
+
+
+def _capabilities() -> tuple[Any, Any]:
+    """Header and sets for capset(2): effective, permitted, inheritable, and the same from 32 up."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    _call("capget", header, sets)
+    return header, sets
+
+
+def _limit_capabilities(wanted: int) -> None:
+    header, sets = _capabilities()
+    for index, word in enumerate((wanted & 0xFFFFFFFF, wanted >> 32)):
+        sets[3 * index] &= word
+        sets[3 * index + 1] &= word
+    _call("capset", header, sets)
 
 
 def enter_private_namespace() -> None:
@@ -200,16 +233,87 @@ def copy_namespace() -> None:
         raise _refused("a runner's mount namespace, unshare(CLONE_NEWNS)", error) from error
 
 
-def build_root_with(name: str, scratch: str) -> None:
-    """Give this namespace a root directory that has ``/name``, without touching the host's.
+class View:
+    """The mounts that the calling thread sees now, to come back to.
 
-    A tmpfs becomes the root; every top-level entry of the old root is bound into it at its place.
-    *scratch* is an existing directory to build it on.
+    It holds two descriptors, until :meth:`close`.
+    """
+
+    def __init__(self) -> None:
+        self.number = current_namespace()
+        self._namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
+        # A namespace's root is not the process's where somebody called chroot.
+        self._root = os.open("/", os.O_PATH)
+
+    def enter(self) -> None:
+        """Show these mounts to the calling thread, and to all it starts. Its directory is "/" then.
+
+        Raises:
+            NamespaceRefusedError: the kernel does not allow it.
+        """
+        try:
+            # setns(2) wants the root and working directory to be this thread's alone.
+            _call("unshare", CLONE_FS)
+            _call("setns", self._namespace, CLONE_NEWNS)
+            os.fchdir(self._root)
+            os.chroot(".")
+        except OSError as error:
+            raise _refused("to change between mount namespaces, setns", error) from error
+
+    def close(self) -> None:
+        """Give up the descriptors. The mounts go when nothing is left that sees them."""
+        os.close(self._namespace)
+        os.close(self._root)
+
+
+def home_view() -> View:
+    """Where the calling thread is, as a view to which it may come back.
+
+    As an ordinary user it is moved to an exact copy first: the host's mounts belong to the host,
+    and who leaves them may not return.
+    """
+    home = View()
+    directory = os.open(".", os.O_PATH)
+    try:
+        home.enter()
+        os.fchdir(directory)
+    except NamespaceRefusedError:
+        home.close()
+        copy_namespace()
+        home = View()
+    finally:
+        os.close(directory)
+    return home
+
+
+def refusal() -> str | None:
+    """What the kernel answers to a mount in a private namespace, tried in a thread that ends."""
+    answers: list[str | None] = [None]
+
+    def attempt_it() -> None:
+        try:
+            enter_private_namespace()
+            mount_tmpfs("/tmp", 4096)
+        except NamespaceRefusedError as error:
+            answers[0] = str(error)
+        except OSError as error:
+            answers[0] = str(_refused("to mount a file system", error))
+
+    thread = threading.Thread(target=attempt_it, name="fal-refusal")
+    thread.start()
+    thread.join()
+    return answers[0]
+
+
+def build_root_with(name: str, scratch: str) -> None:
+    """Give this namespace a root that has an empty ``/name`` of its own, whatever the host has.
+
+    A tmpfs becomes the root; every other top-level entry of the old root is bound into it at its
+    place. *scratch* is an existing directory to build it on. The working directory is "/" then.
 
     Raises:
         NamespaceRefusedError: the kernel does not allow it.
     """
-    directory = os.getcwd()
     try:
         _mount("pytest-fal", scratch, "tmpfs", 0, "mode=755,size=64m")
         # Without this, binding /tmp recursively would bind the half-built root into itself.
@@ -217,12 +321,11 @@ def build_root_with(name: str, scratch: str) -> None:
         for entry in os.listdir("/"):
             if entry != name:
                 _bind_top_level(entry, scratch)
+        os.mkdir(f"{scratch}/{name}")
         os.chdir(scratch)
         _change_root()
     except OSError as error:
         raise _refused("a root directory of its own for the tests", error) from error
-    finally:
-        os.chdir(directory)
     _mount(None, "/", None, MS_PRIVATE)
 
 
@@ -246,7 +349,9 @@ def _change_root() -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        os.chroot(".")  # the old root is the kernel's initial one, which cannot be pivoted
+        # The old root is the kernel's initial one or a chroot, which cannot be pivoted.
+        _mount(".", "/", None, MS_MOVE)
+        os.chroot(".")
         return
     _call("umount2", b".", MNT_DETACH)
 
@@ -284,12 +389,9 @@ def unmount(target: str) -> None:
     _call("umount2", _path(target), MNT_DETACH)
 
 
-def is_real_directory(path: str) -> bool:
-    """Whether *path* is a directory and no symbolic link (a link would resolve elsewhere)."""
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
-        return False
+def unmount_unused(target: str) -> bool:
+    """Take away the mount at *target* unless something still uses it; whether that was so."""
+    return attempt(lambda: _call("umount2", _path(target), 0)) is None
 
 
 def attempt(action: Callable[[], None]) -> OSError | None:

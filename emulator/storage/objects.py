@@ -5,13 +5,12 @@ microseconds where a client's request costs 1.5 ms. Seen with moto 5.0.20 and 5.
 
 The bucket belongs to a private ``S3Backend`` that is registered nowhere, and its keys are of a
 class that moto does not track. So an app's own ``mock_aws()`` neither sees nor wipes the CDN, and
-resetting the CDN leaves the app's buckets alone. Small objects stay in memory; large ones are
-unnamed files in a directory that is opened once, so that mounting over ``/tmp`` cannot move it.
+resetting the CDN leaves the app's buckets alone. Where the bytes themselves are kept is decided
+here and done in :mod:`emulator.storage.contents`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -19,17 +18,16 @@ import itertools
 import os
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, TypeAlias
+from typing import Any
 
 from emulator.errors import EmulatorError
+from emulator.storage.contents import MEBIBYTE, Content, InMemory, SpillDirectory, slices
 
 __all__ = ["ObjectStore", "StoredObject"]
 
-MEBIBYTE = 1024 * 1024
 #: An object above this goes to the spill directory.
 MEMORY_PER_OBJECT = 16 * MEBIBYTE
 #: Once this much is in memory, only objects up to ``ALWAYS_IN_MEMORY`` follow: the 10 MiB parts
@@ -68,7 +66,7 @@ class ObjectStore:
         now: Callable[[], datetime] | None = None,
     ) -> None:
         self._bucket = _PrivateBucket()
-        self._directory = _SpillDirectory(spill_directory or tempfile.gettempdir())
+        self._directory = SpillDirectory(spill_directory or tempfile.gettempdir())
         self._now = now or _utc_now
         self._lock = threading.RLock()
         self._generation = 0
@@ -109,7 +107,7 @@ class ObjectStore:
         generation = self._generation
         with self._lock:
             parts = [self._bucket.find(part_key).content for part_key in part_keys]
-        content = self._write(itertools.chain.from_iterable(map(_slices, parts)))
+        content = self._write(itertools.chain.from_iterable(map(slices, parts)))
         with self._lock:
             stored = self._store(key, content, attributes, generation)
             for part_key in part_keys:
@@ -132,7 +130,7 @@ class ObjectStore:
             )
         with self._lock:
             content = self._bucket.find(key).content
-        return _slices(content, start, end, chunk_size)
+        return slices(content, start, end, chunk_size)
 
     def head(self, key: str) -> StoredObject:
         """What is known of the object; ``KeyError`` when there is none."""
@@ -146,7 +144,7 @@ class ObjectStore:
         with found.lock:
             if found._etag is None:
                 digest = hashlib.md5(usedforsecurity=False)
-                for chunk in _slices(found.content):
+                for chunk in slices(found.content):
                     digest.update(chunk)
                 found._etag = digest.hexdigest()
         return str(found.etag)
@@ -195,7 +193,7 @@ class ObjectStore:
             self.reset()
             self._directory.close()
 
-    def _write(self, chunks: Iterable[bytes]) -> _Content:
+    def _write(self, chunks: Iterable[bytes]) -> Content:
         self._check_open()
         limit = ALWAYS_IN_MEMORY
         memory = io.BytesIO()
@@ -207,14 +205,14 @@ class ObjectStore:
             if size > limit:
                 return self._spill(itertools.chain((memory.getvalue(), chunk), rest))
             memory.write(chunk)
-        return _InMemory(memory.getvalue())
+        return InMemory(memory.getvalue())
 
     def _memory_left(self) -> int:
         with self._lock:
             in_use: int = sum(key.content.memory for key in self._bucket.all())
         return max(ALWAYS_IN_MEMORY, min(MEMORY_PER_OBJECT, MEMORY_IN_ALL - in_use))
 
-    def _spill(self, chunks: Iterable[bytes]) -> _Content:
+    def _spill(self, chunks: Iterable[bytes]) -> Content:
         spilled = self._directory.open()
         try:
             for chunk in chunks:
@@ -225,7 +223,7 @@ class ObjectStore:
         return spilled
 
     def _store(
-        self, key: str, content: _Content, attributes: dict[str, str], generation: int
+        self, key: str, content: Content, attributes: dict[str, str], generation: int
     ) -> StoredObject:
         with self._lock:
             self._check_open()
@@ -259,96 +257,6 @@ def _attributes(content_type: str, metadata: Mapping[str, str] | None) -> dict[s
             )
         attributes[_METADATA_PREFIX + name] = value
     return attributes
-
-
-# -- contents: immutable once stored, freed by the last one who holds them --------------------
-
-
-class _InMemory(io.BytesIO):
-    """The bytes of a small object, and the file that moto expects to find them in."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)  # shares the bytes
-        self._data = data
-        self.size = self.memory = len(data)
-
-    def read_at(self, start: int, count: int) -> bytes:
-        return self._data[start : start + count]
-
-
-class _Spilled(io.FileIO):
-    """An unnamed file of a large object; read at offsets, so that readers share no position."""
-
-    memory = 0
-
-    def __init__(self, descriptor: int) -> None:
-        # ``closefd`` is ours to do: FileIO would warn of every file that its last reader lets go.
-        super().__init__(descriptor, "rb+", closefd=False)
-        self.size = 0
-
-    def append(self, chunk: bytes) -> None:
-        with memoryview(chunk).cast("B") as view:
-            written = 0
-            while written < len(view):
-                written += os.write(self.fileno(), view[written:])
-            self.size += written
-
-    def read_at(self, start: int, count: int) -> bytes:
-        return os.pread(self.fileno(), count, start)
-
-    def close(self) -> None:
-        if not self.closed:
-            descriptor = self.fileno()
-            super().close()
-            os.close(descriptor)
-
-
-_Content: TypeAlias = "_InMemory | _Spilled"
-
-
-def _slices(
-    content: _Content, start: int = 0, end: int | None = None, chunk_size: int = MEBIBYTE
-) -> Iterator[bytes]:
-    stop = content.size if end is None else min(end, content.size)
-    for offset in range(start, stop, chunk_size):
-        yield content.read_at(offset, min(chunk_size, stop - offset))
-
-
-class _SpillDirectory:
-    """A directory held open: its path may mean another place by the time it is needed."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        self._path = os.fspath(path)
-
-    def open(self) -> _Spilled:
-        try:
-            return _Spilled(_unnamed_file(self._descriptor))
-        except OSError as error:
-            raise EmulatorError(
-                f"A large object was not stored: no file can be made in the spill directory "
-                f"{self._path} ({error.strerror}). Keep that directory until the emulator has "
-                "stopped, and upload less at once if there are too many open files."
-            ) from error
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _unnamed_file(directory: int) -> int:
-    # Not every system and filesystem can make a file without a name.
-    with contextlib.suppress(AttributeError, OSError):
-        return os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=directory)
-    name = f".object-{uuid.uuid4().hex}"
-    descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600, dir_fd=directory)
-    os.unlink(name, dir_fd=directory)
-    return descriptor
 
 
 # -- moto -------------------------------------------------------------------------------------
@@ -402,7 +310,7 @@ class _PrivateBucket:
         )
 
     def replace(
-        self, name: str, content: _Content, attributes: dict[str, str], created: datetime
+        self, name: str, content: Content, attributes: dict[str, str], created: datetime
     ) -> StoredObject:
         key = self._template.filled(name, content, attributes, created)
         self.remove(name)  # so that the new one is the last in order of creation
@@ -445,18 +353,18 @@ def _moto_classes() -> tuple[Any, Any, Any, dict[str, Any]]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._value_buffer.close()
-            self._value_buffer = _InMemory(b"")
+            self._value_buffer = InMemory(b"")
 
         def __del__(self) -> None:
             """Do nothing: moto's own warns and closes, but a reader may hold the content."""
 
         @property
-        def content(self) -> _Content:
-            content: _Content = self._value_buffer
+        def content(self) -> Content:
+            content: Content = self._value_buffer
             return content
 
         def filled(
-            self, name: str, content: _Content, attributes: dict[str, str], created: datetime
+            self, name: str, content: Content, attributes: dict[str, str], created: datetime
         ) -> CdnKey:
             key = object.__new__(CdnKey)
             key.__dict__.update(self.__dict__)
@@ -471,7 +379,7 @@ def _moto_classes() -> tuple[Any, Any, Any, dict[str, Any]]:
             return key
 
         def dispose(self, garbage: bool = False) -> None:
-            self._value_buffer = _InMemory(b"")
+            self._value_buffer = InMemory(b"")
             self.disposed = True
 
     for made in (CdnBucket, CdnKey):  # moto lists every subclass on its dashboard

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
@@ -29,9 +30,12 @@ class Volume:
         self.backing = Path(backing)
         #: Called after :meth:`limit` or :meth:`read_only` changed what is mounted at ``backing``.
         self.remount: Callable[[], None] = lambda: None
+        #: Called before: raises where the calling thread does not see this volume.
+        self.check: Callable[[], None] = lambda: None
         self._scratch = scratch
         self._not_ours: set[str] = set()
         self._covers = 0
+        self._locked = False
 
     def __repr__(self) -> str:
         return f"<Volume {self.path} at {self.backing}>"
@@ -67,13 +71,17 @@ class Volume:
         return target.read_bytes()
 
     def tree(self) -> list[str]:
-        """The relative paths of all files, sorted. Folders count only through their files."""
+        """The relative paths of all files, sorted.
+
+        Folders count only through their files; one that may not be listed stands for them, with a
+        slash at the end.
+        """
         return sorted(self._files())
 
     @property
     def size(self) -> int:
         """Bytes in all files together."""
-        return sum(os.lstat(self.backing / rel).st_size for rel in self._files())
+        return sum(status.st_size for status in self._inodes())
 
     def age(self, rel: str, delta: timedelta) -> None:
         """Make a file *delta* older than it is now: its access and modification times move back."""
@@ -90,14 +98,21 @@ class Volume:
         Raises:
             EmulatorError: what is in the volume already is more than that.
         """
-        if self.size > nbytes:
-            raise EmulatorError(
-                f"{self.path} cannot be limited to {nbytes} bytes: it holds {self.size} already. "
-                f"Call limit() before writing, or with a larger number."
-            )
-        # tmpfs counts whole pages, and a page for each directory and file it creates.
+        self.check()
+        # tmpfs counts whole pages.
         page = os.sysconf("SC_PAGE_SIZE")
         size = max(page, nbytes + -nbytes % page)
+        held = sum(status.st_size + -status.st_size % page for status in self._inodes())
+        if held > size:
+            raise EmulatorError(
+                f"{self.path} cannot be limited to {nbytes} bytes: in whole pages it holds {held} "
+                f"already. Call limit() before writing, or with a larger number."
+            )
+        if self._locked:
+            raise EmulatorError(
+                f"{self.path} cannot be limited while it is read-only. Call limit() outside of "
+                f"read_only()."
+            )
         staged = os.path.join(self._scratch, "limit")
         os.makedirs(staged, exist_ok=True)
         mounts.mount_tmpfs(staged, size)
@@ -113,6 +128,7 @@ class Volume:
     @contextmanager
     def read_only(self) -> Iterator[None]:
         """While in this block, every write is the kernel's EROFS, for every runner."""
+        self.check()
         staged = os.path.join(self._scratch, "read-only")
         os.makedirs(staged, exist_ok=True)
         mounts.bind(str(self.backing), staged)
@@ -122,10 +138,12 @@ class Volume:
         mounts.bind(staged, str(self.backing))
         mounts.unmount(staged)
         mounts.unmount(staged)
-        self.remount()
+        outer, self._locked = self._locked, True
         try:
+            self.remount()
             yield
         finally:
+            self._locked = outer
             mounts.unmount(str(self.backing))
             self.remount()
 
@@ -137,7 +155,8 @@ class Volume:
         """Copy what was written under a limit to where the host can see it later."""
         if self._covers:
             os.mkdir(f"{self.backing}.kept")
-            self._copy_to(f"{self.backing}.kept")
+            # What may not be read is not worth another error after the test's.
+            mounts.attempt(lambda: self._copy_to(f"{self.backing}.kept"))
 
     def uncover(self) -> None:
         """Take the limits away, once nothing else is mounted from here, and put the saved back."""
@@ -155,7 +174,28 @@ class Volume:
         def ignore(folder: str, names: list[str]) -> list[str]:
             return [name for name in names if os.path.join(folder, name) in skip]
 
-        shutil.copytree(self.backing, target, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+        copies: dict[int, str] = {}
+
+        def copy(source: str, place: str) -> None:
+            status = os.lstat(source)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                first = copies.setdefault(status.st_ino, place)
+                if first != place:
+                    return os.link(first, place)
+            if stat.S_ISFIFO(status.st_mode):
+                return os.mkfifo(place, stat.S_IMODE(status.st_mode))
+            if not stat.S_ISSOCK(status.st_mode):  # which is nothing without its program
+                shutil.copy2(source, place, follow_symlinks=False)
+            return None
+
+        shutil.copytree(
+            self.backing,
+            target,
+            symlinks=True,
+            dirs_exist_ok=True,
+            ignore=ignore,
+            copy_function=copy,
+        )
 
     def _inside(self, rel: str) -> Path:
         pure = PurePosixPath(rel)
@@ -174,6 +214,9 @@ class Volume:
                 entries = list(os.scandir(os.path.join(self.backing, folder)))
             except FileNotFoundError:
                 continue  # removed by a running app meanwhile
+            except PermissionError:
+                yield f"{folder}/"
+                continue
             for entry in entries:
                 rel = os.path.join(folder, entry.name)
                 if rel in self._not_ours:
@@ -183,3 +226,11 @@ class Volume:
                 else:
                     yield rel
 
+    def _inodes(self) -> list[os.stat_result]:
+        """What is known of the files, each one once however many names it has."""
+        found = {}
+        for rel in self._files():
+            with suppress(FileNotFoundError):  # removed by a running app meanwhile
+                status = os.lstat(self.backing / rel)
+                found[status.st_ino] = status
+        return list(found.values())

@@ -1,0 +1,110 @@
+"""The directory of a test that wrote nothing, which the next test can have as it is.
+
+Most tests use one volume or none, and to make, mount, unmount and remove the others took longer
+than all the rest. Nothing is ever rolled back: one change to a volume, and it is thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+
+from emulator.storage.sweeper import Sweeper
+from emulator.storage.visible import Visible
+
+__all__ = ["Spare"]
+
+KINDS = ("data", "tmp")
+
+
+class Spare:
+    """At most one directory, and how its volumes looked when they were made."""
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+        self._test = ""
+        self._visible: object = None
+        self._folders: dict[str, list[str]] = {"data": ["data"]}
+        self._states: dict[str, list[object]] = {}
+
+    @property
+    def given(self) -> set[str]:
+        """The volumes of the test's directory that are the last test's."""
+        return set(self._states)
+
+    def give(self, test: str, visible: Visible, sweeper: Sweeper) -> None:
+        """Make the directory of a test, from the spare one if there is one."""
+        if self._path is None:
+            self._states.clear()
+            os.mkdir(test)
+        else:
+            os.rename(self._path, test)
+            self._path = None
+        self._test = test
+        if self._visible != visible.identity:
+            self._visible = visible.identity
+            self._folders["tmp"] = ["tmp", *visible.folders_in("tmp")]
+            if self._states.pop("tmp", None):
+                self._throw_away("tmp", sweeper)
+
+    def remember(self) -> None:
+        """Take down how the fresh directories look, now that they have all mount points."""
+        for kind in KINDS:
+            if kind not in self._states:
+                self._states[kind] = _state_of(self._test, self._folders[kind])
+
+    def untouched(self) -> set[str]:
+        """The volumes in which nothing was changed since; none where there is more than volumes."""
+        if not set(os.listdir(self._test)) <= set(KINDS):
+            return set()
+        return {
+            kind
+            for kind, state in self._states.items()
+            if _state_of(self._test, self._folders[kind]) == state
+        }
+
+    def take(self, kinds: set[str], sweeper: Sweeper) -> None:
+        """Keep these volumes of the test for the next one, and remove everything else of it."""
+        self._path = self._test
+        if not kinds:
+            self.discard(sweeper)
+            return
+        for kind in set(KINDS) - kinds:
+            self._states.pop(kind, None)
+            self._throw_away(kind, sweeper)
+
+    def keep(self) -> None:
+        """Leave the test's directory alone from now on."""
+        self._states.clear()
+
+    def discard(self, sweeper: Sweeper) -> None:
+        """Remove the spare directory."""
+        path, self._path = self._path, None
+        self._states.clear()
+        if path is not None:
+            sweeper.remove(path)
+
+    def _throw_away(self, kind: str, sweeper: Sweeper) -> None:
+        place, trash = f"{self._test}/{kind}", f"{self._test}-{kind}"
+        if os.path.isdir(place):
+            os.rename(place, trash)
+            sweeper.remove(trash)
+
+
+def _state_of(folder: str, names: Iterable[str]) -> list[object]:
+    """What is not the same after anybody changed anything in these directories and files.
+
+    The time of change alone does not tell: it is a few milliseconds coarse.
+    """
+    states: list[object] = []
+    for name in names:
+        place = f"{folder}/{name}"
+        try:
+            status = os.lstat(place)
+            states.append((status.st_ctime_ns, status.st_mode, status.st_uid, status.st_gid))
+            if stat.S_ISDIR(status.st_mode):
+                states.append((sorted(os.listdir(place)), os.listxattr(place)))
+        except OSError as error:
+            states.append(error.errno)
+    return states

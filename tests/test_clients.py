@@ -1,0 +1,412 @@
+"""One router answers every client: in process for httpx and urllib, over the wire for the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import resource
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.parse
+import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import aiohttp
+import boto3
+import httpx
+import pytest
+import requests
+import urllib3
+from botocore.config import Config
+
+from emulator.errors import UnknownHostError
+
+URL = "https://api.example.com/v1/thing?q=1"
+
+
+def by_httpx(url):
+    return httpx.get(url).content
+
+
+def by_httpx_async(url):
+    async def get():
+        async with httpx.AsyncClient() as client:
+            return (await client.get(url)).content
+
+    return asyncio.run(get())
+
+
+def by_urllib(url):
+    with urllib.request.urlopen(url) as response:
+        return response.read()
+
+
+def by_http_client(url):
+    parts = urllib.parse.urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port)
+    connection.request("GET", f"{parts.path}?{parts.query}")
+    try:
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def by_requests(url):
+    return requests.get(url).content
+
+
+def by_urllib3(url):
+    with urllib3.PoolManager() as pool:
+        return pool.request("GET", url).data
+
+
+def by_aiohttp(url):
+    async def get():
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return await response.read()
+
+    return asyncio.run(get())
+
+
+CLIENTS = [
+    by_httpx,
+    by_httpx_async,
+    by_urllib,
+    by_http_client,
+    by_requests,
+    by_urllib3,
+    by_aiohttp,
+]
+WIRE = {"by_http_client", "by_requests", "by_urllib3", "by_aiohttp"}
+every_client = pytest.mark.parametrize("get", CLIENTS, ids=lambda client: client.__name__)
+
+
+@every_client
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_a_respx_route_answers(get, scheme, fal_http):
+    route = fal_http.get(f"{scheme}://api.example.com/v1/thing", params={"q": "1"})
+    route.respond(200, json={"ok": True})
+    assert json.loads(get(f"{scheme}://api.example.com/v1/thing?q=1")) == {"ok": True}
+    assert route.call_count == 1
+
+
+@every_client
+def test_the_ledger_has_the_exchange(get, fal_http, fal_ledger):
+    fal_http.get(url__startswith="https://api.example.com/").respond(200, content=b"12345")
+    get(URL)
+    (exchange,) = [e for e in fal_ledger.exchanges if e.host == "api.example.com"]
+    assert (exchange.method, exchange.path, exchange.status) == ("GET", "/v1/thing", 200)
+    assert exchange.bytes_sent == 5
+    assert (exchange.client == "wire") is (get.__name__ in WIRE)
+
+
+@every_client
+def test_an_async_side_effect_answers(get, fal_http):
+    async def answer(request):
+        await asyncio.sleep(0)
+        return httpx.Response(200, content=b"async")
+
+    fal_http.get("https://api.example.com/v1/thing").mock(side_effect=answer)
+    assert get(URL) == b"async"
+
+
+@every_client
+def test_an_unknown_host_is_refused_with_the_line_to_write(get, fal_emulator):
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - each client has its own
+        get("https://nowhere.example.com/x")
+    text = str(caught.value)
+    assert "nowhere.example.com" in text
+    assert "fal_origin.serve(" in text
+    assert any("refused" in problem for problem in fal_emulator.ledger.problems)
+
+
+@every_client
+def test_another_url_of_a_known_host_is_refused_and_named_in_the_ledger(
+    get, fal_origin, fal_ledger
+):
+    fal_origin.serve("https://files.example.com/a", b"a")
+    try:
+        answer = get("https://files.example.com/b")
+    except UnknownHostError as error:
+        answer = str(error).encode()
+    assert b"nothing answers for files.example.com" in answer
+    assert any(
+        "at files.example.com is served: https://files.example.com/a" in problem
+        for problem in fal_ledger.problems
+    )
+
+
+@every_client
+def test_a_port_of_the_url_is_part_of_it(get, fal_origin):
+    fal_origin.serve("https://files.example.com:8443/a", b"with a port")
+    assert get("https://files.example.com:8443/a?") == b"with a port"
+
+
+@every_client
+def test_localhost_is_always_allowed(get, fal_emulator):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"real")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        try:
+            assert get(f"http://127.0.0.1:{server.server_port}/x?") == b"real"
+        finally:
+            thread.join()
+
+
+def serve_once(content):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    return server, thread
+
+
+@pytest.mark.parametrize("get", [by_httpx, by_httpx_async, by_urllib])
+def test_a_route_that_passes_through_lets_localhost_answer(get, fal_http):
+    server, thread = serve_once(b"passed")
+    with server:
+        fal_http.get(f"http://127.0.0.1:{server.server_port}/x").pass_through()
+        assert get(f"http://127.0.0.1:{server.server_port}/x") == b"passed"
+        thread.join()
+
+
+def test_a_route_of_the_users_wins_over_localhost_for_httpx(fal_http):
+    fal_http.get("http://localhost:9/x").respond(200, content=b"routed")
+    assert httpx.get("http://localhost:9/x").content == b"routed"
+
+
+@pytest.mark.fal(allow_hosts=["192.0.2.1"])
+def test_an_allowed_host_is_left_to_the_real_network(fal_emulator):
+    # 192.0.2.0/24 is reserved for documentation: that it is tried, not who answers, is the point.
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        assert sock.connect_ex(("192.0.2.1", 9)) != 0
+    assert fal_emulator.ledger.problems == []
+
+
+@pytest.mark.fal(allow_hosts=["allowed.example.com"])
+def test_where_a_host_is_allowed_the_usual_authorities_are_trusted_too(fal_emulator):
+    context = ssl.create_default_context()
+    assert len(context.get_ca_certs()) > 1
+
+
+def test_otherwise_only_the_emulators_authority_is_trusted(fal_emulator):
+    (authority,) = ssl.create_default_context().get_ca_certs()
+    assert "pytest-fal" in str(authority["subject"])
+
+
+def test_a_users_route_wins_over_the_platforms_host(fal_http, fal_cdn):
+    from fal.toolkit import File
+
+    fal_http.post("https://rest.alpha.fal.ai/storage/upload/initiate").respond(
+        json={"file_url": "https://mine/f", "upload_url": "https://mine/u"}
+    )
+    fal_http.put("https://mine/u").respond(200)
+    assert File.from_bytes(b"x", file_name="x").url == "https://mine/f"
+    assert fal_cdn.files == []
+
+
+def test_boto3_reaches_a_route_over_the_wire(fal_http):
+    route = fal_http.put("https://bucket.s3.amazonaws.com/key").respond(200)
+    client = boto3.client(
+        "s3",
+        region_name="us-east-1",
+        aws_access_key_id="a",
+        aws_secret_access_key="b",
+        config=Config(retries={"max_attempts": 1}),
+    )
+    client.put_object(Bucket="bucket", Key="key", Body=b"body")
+    client.close()
+    assert route.calls.last.request.content.endswith(b"body") or route.called
+
+
+def test_requests_with_a_session_of_before_the_emulator(fal_http):
+    fal_http.get("https://api.example.com/x").respond(200, content=b"ok")
+    with requests.Session() as session:
+        assert session.get("https://api.example.com/x").content == b"ok"
+        assert session.get("https://api.example.com/x").content == b"ok"
+
+
+def test_proxies_of_the_environment_are_out_of_the_way(pytester):
+    pytester.makepyfile(
+        """
+        import httpx, requests, urllib.request
+
+        def test_it(fal_http):
+            fal_http.get("https://api.example.com/x").respond(200, content=b"ok")
+            assert httpx.get("https://api.example.com/x").content == b"ok"
+            assert requests.get("https://api.example.com/x").content == b"ok"
+            assert urllib.request.urlopen("https://api.example.com/x").read() == b"ok"
+        """
+    )
+    proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), "http://10.1.2.3:3128")
+    environment = {**os.environ, **proxies}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(pytester.path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# --- names and addresses -------------------------------------------------------------------------
+
+
+def test_emulated_names_resolve_to_globally_routable_addresses(fal_origin):
+    from fal.toolkit.utils.ssrf import is_globally_routable_ip
+
+    fal_origin.serve("https://files.example.com/a", b"a")
+    ((_, _, _, _, (address, port)),) = socket.getaddrinfo(
+        "files.example.com", 443, type=socket.SOCK_STREAM
+    )
+    assert is_globally_routable_ip(address)
+    assert address.startswith("192.88.99.")
+    assert port == 443
+    assert socket.gethostbyname("files.example.com") == address
+
+
+def test_a_name_can_be_given_a_private_address_and_the_sdk_refuses_it(fal_emulator, fal_origin):
+    from fal.toolkit import download_file
+
+    fal_origin.serve("https://internal.example.com/a", b"secret")
+    fal_emulator.resolver.set("internal.example.com", "10.0.0.5")
+    with pytest.raises(Exception, match="non-routable address"):
+        download_file("https://internal.example.com/a", target_dir="x")
+
+
+def test_a_private_address_answers_clients_that_do_not_mind(fal_emulator, fal_origin):
+    fal_origin.serve("https://internal.example.com/a", b"inside")
+    fal_emulator.resolver.set("internal.example.com", "10.0.0.5")
+    assert by_requests("https://internal.example.com/a") == b"inside"
+
+
+def test_several_addresses_come_in_the_order_given(fal_emulator, fal_origin):
+    fal_origin.serve("https://files.example.com/a", b"a")
+    fal_emulator.resolver.set("files.example.com", "1.1.1.1", "8.8.8.8", "2606:4700::1111")
+    found = socket.getaddrinfo("files.example.com", 443, type=socket.SOCK_STREAM)
+    assert [info[4][0] for info in found] == ["1.1.1.1", "8.8.8.8", "2606:4700::1111"]
+
+
+def test_an_ipv6_address_is_reached_too(fal_emulator, fal_origin):
+    fal_origin.serve("https://files.example.com/a", b"six")
+    fal_emulator.resolver.set("files.example.com", "2606:4700::1111")
+    assert by_http_client("https://files.example.com/a?") == b"six"
+
+
+def test_an_address_that_is_none_is_refused(fal_emulator):
+    with pytest.raises(ValueError, match="not-an-address"):
+        fal_emulator.resolver.set("files.example.com", "not-an-address")
+
+
+def test_addresses_of_one_test_are_forgotten_in_the_next(pytester):
+    pytester.makepyfile(
+        """
+        import socket
+        def test_one(fal_emulator, fal_origin):
+            fal_origin.serve("https://a.example.com/", b"")
+            fal_emulator.resolver.set("a.example.com", "10.0.0.5")
+        def test_two(fal_emulator, fal_origin):
+            fal_origin.serve("https://a.example.com/", b"")
+            assert socket.gethostbyname("a.example.com").startswith("192.88.99.")
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
+
+
+def test_a_literal_address_that_nobody_serves_is_refused(fal_emulator):
+    with socket.socket() as sock, pytest.raises(UnknownHostError) as caught:
+        sock.connect(("93.184.216.34", 443))
+    assert "connecting to 93.184.216.34:443: nothing answers for 93.184.216.34" in str(caught.value)
+
+
+def test_a_literal_address_can_be_served(fal_origin):
+    fal_origin.serve("http://93.184.216.34/a", b"by number")
+    assert by_http_client("http://93.184.216.34/a?") == b"by number"
+
+
+def test_datagrams_to_the_outside_are_refused(fal_emulator):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(OSError):
+        sock.connect(("8.8.8.8", 53))
+
+
+def test_unix_sockets_are_left_alone(fal_emulator):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("/tmp/socket")
+        server.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect("/tmp/socket")
+
+
+# --- streaming -----------------------------------------------------------------------------------
+
+
+def peak_megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+GIGABYTE = 1024**3
+
+
+@pytest.mark.parametrize("client", ["http.client", "urllib", "httpx"])
+def test_a_huge_synthetic_body_costs_no_memory(client, fal_origin):
+    served = fal_origin.serve("https://files.example.com/huge", size=5 * GIGABYTE)
+    before = peak_megabytes()
+    received = 0
+    if client == "httpx":
+        with httpx.stream("GET", "https://files.example.com/huge") as response:
+            for chunk in response.iter_raw():
+                received += len(chunk)
+    elif client == "urllib":
+        with urllib.request.urlopen("https://files.example.com/huge") as response:
+            while chunk := response.read(1024 * 1024):
+                received += len(chunk)
+    else:
+        # A part is enough over TLS: what matters is that nothing piles up.
+        connection = http.client.HTTPSConnection("files.example.com")
+        connection.request("GET", "/huge", headers={"Range": f"bytes=0-{GIGABYTE - 1}"})
+        response = connection.getresponse()
+        while chunk := response.read(1024 * 1024):
+            received += len(chunk)
+        connection.close()
+    assert received == (GIGABYTE if client == "http.client" else 5 * GIGABYTE)
+    assert served.bytes_sent == received
+    assert peak_megabytes() - before < 60
+
+
+def test_an_upload_that_is_a_generator_is_streamed(fal_cdn, fal_emulator):
+    token = fal_emulator._identities.issue("tester", fal_emulator.settings.token_lifetime).token
+
+    def chunks():
+        for _ in range(200):
+            yield b"x" * 1024 * 1024
+
+    before = peak_megabytes()
+    response = httpx.post(
+        "https://v3.fal.media/files/upload",
+        content=chunks(),
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    assert fal_cdn.info(response.json()["access_url"]).size == 200 * 1024 * 1024
+    assert peak_megabytes() - before < 100

@@ -1,0 +1,222 @@
+"""Nothing of the user's is read or touched, and a test without our fixtures is left as it was."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import urllib.request
+
+import pytest
+
+from leaks import Snapshot, patched_attributes
+
+
+def test_the_account_key_is_a_fake_one(fal_emulator):
+    from fal.auth import key_credentials
+
+    assert os.environ["FAL_KEY"] == "emulated-key-id:emulated-key-secret"
+    assert key_credentials() == ("emulated-key-id", "emulated-key-secret")
+
+
+def test_an_upload_without_key_and_network_does_not_delete_the_login_token(pytester, monkeypatch):
+    home = pytester.mkdir("home")
+    (home / ".fal").mkdir()
+    token = home / ".fal" / "auth0_token"
+    token.write_text("the developer's login")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("FAL_KEY", raising=False)
+    pytester.makepyfile(
+        """
+        import pytest
+        from fal.toolkit import File
+
+        def test_it(fal_emulator, monkeypatch):
+            monkeypatch.delenv("FAL_KEY")
+            with pytest.raises(Exception):
+                File.from_bytes(b"x", file_name="x")
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    assert token.read_text() == "the developer's login"
+
+
+def test_the_configuration_file_of_the_user_is_not_read(pytester, monkeypatch):
+    home = pytester.mkdir("home")
+    (home / ".fal").mkdir()
+    (home / ".fal" / "config.toml").write_text('[default]\nkey = "users:secret"\n')
+    monkeypatch.setenv("HOME", str(home))
+    pytester.makepyfile(
+        """
+        def test_it(fal_emulator):
+            import fal.flags
+            from fal.config import Config
+            assert Config().get("key") is None
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_a_key_of_the_user_never_reaches_a_request(pytester, monkeypatch):
+    monkeypatch.setenv("FAL_KEY", "users-id:users-secret")
+    pytester.makepyfile(
+        """
+        import os
+        from fal.toolkit import File
+
+        def test_it(fal_http, fal_emulator):
+            route = fal_http.post("https://rest.alpha.fal.ai/storage/upload/initiate")
+            route.respond(json={"file_url": "https://a/f", "upload_url": "https://a/u"})
+            fal_http.put("https://a/u")
+            File.from_bytes(b"x", file_name="x")
+            assert "users" not in route.calls.last.request.headers["authorization"]
+
+        def test_and_it_is_back_afterwards():
+            assert os.environ["FAL_KEY"] == "users-id:users-secret"
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
+
+
+@pytest.fixture
+def untouched():
+    """The state before any fixture of ours."""
+    return Snapshot.take(), patched_attributes()
+
+
+def test_every_patched_attribute_is_back_after_a_test(untouched, request):
+    _, before = untouched
+    emulator = request.getfixturevalue("fal_emulator")
+    emulator.clock.freeze()
+    during = patched_attributes()
+    emulator.stop()
+    assert {name for name in before if before[name] is not during[name]} >= {
+        "time.time",
+        "time.sleep",
+        "asyncio.sleep",
+        "os.stat",
+        "datetime.datetime",
+        "socket.getaddrinfo",
+        "socket.socket.connect",
+        "httpcore.ConnectionPool.handle_request",
+        "httpcore.AsyncConnectionPool.handle_async_request",
+        "urllib.request._opener",
+    }
+    assert patched_attributes() == before
+    emulator.start()
+
+
+def test_a_test_may_change_environment_path_and_directory(untouched, request, tmp_path):
+    before, _ = untouched
+    emulator = request.getfixturevalue("fal_emulator")
+    os.environ["SET_BY_A_TEST"] = "1"
+    os.environ.pop("PATH")
+    sys.path.insert(0, "/nowhere")
+    os.chdir(tmp_path)
+    emulator.stop()
+    assert before.leaks_since(expected=("descriptor", "mounted")) == []
+    emulator.start()
+
+
+def test_an_opener_that_the_user_installed_comes_back(request):
+    mine = urllib.request.build_opener()
+    urllib.request.install_opener(mine)
+    emulator = request.getfixturevalue("fal_emulator")
+    assert urllib.request._opener is not mine
+    emulator.stop()
+    found = urllib.request._opener
+    urllib.request.install_opener(None)
+    assert found is mine
+    emulator.start()
+
+
+def test_temporary_files_go_to_the_emulated_tmp_whatever_tmpdir_says(
+    fal_tmp, monkeypatch, tmp_path
+):
+    assert "TMPDIR" not in os.environ
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        assert file.name.startswith("/tmp/")
+    assert fal_tmp.tree() == [os.path.basename(file.name)]
+
+
+# --- the SDK's process-wide state [sdk-study §4] ---------------------------------------------------
+
+
+def test_cdn_tokens_do_not_outlive_a_test(fal_emulator):
+    from fal.toolkit.file.providers.fal import fal_v3_token_manager
+
+    first = fal_v3_token_manager.get_token().token
+    fal_emulator.reset()
+    assert fal_v3_token_manager.get_token().token != first
+
+
+def test_the_image_cache_does_not_outlive_a_test(fal_emulator):
+    from fal.toolkit.image import read_image_from_url
+    from PIL import Image
+
+    def serve(color):
+        import io
+
+        blob = io.BytesIO()
+        Image.new("RGB", (1, 1), color).save(blob, "png")
+        fal_emulator.origin.serve("https://example.com/i.png", blob.getvalue())
+
+    serve("red")
+    assert read_image_from_url("https://example.com/i.png").getpixel((0, 0)) == (255, 0, 0)
+    fal_emulator.reset()
+    serve("blue")
+    assert read_image_from_url("https://example.com/i.png").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_repositories_and_limits_that_a_test_changes_are_restored(fal_emulator):
+    from fal.toolkit.file import file
+    from fal.toolkit.file.providers.fal import MultipartUploadV3
+
+    threshold = MultipartUploadV3.MULTIPART_THRESHOLD
+    file.FALLBACK_REPOSITORY.append("r2")
+    file.BUILT_IN_REPOSITORIES["mine"] = object
+    MultipartUploadV3.MULTIPART_THRESHOLD = 1
+    fal_emulator.reset()
+    assert file.FALLBACK_REPOSITORY == ["fal"]
+    assert "mine" not in file.BUILT_IN_REPOSITORIES
+    assert threshold == MultipartUploadV3.MULTIPART_THRESHOLD
+
+
+def test_the_current_app_of_a_test_does_not_outlive_it(fal_emulator):
+    import fal.ref
+
+    fal.ref.set_current_app(object())
+    fal_emulator.reset()
+    assert fal.ref.get_current_app() is None
+
+
+def test_state_of_before_comes_back_even_where_a_test_asked_for_neutral(request):
+    import fal.ref
+
+    app = object()
+    fal.ref.current_app = app
+    emulator = request.getfixturevalue("fal_emulator")
+    assert fal.ref.get_current_app() is None
+    emulator.stop()
+    found, fal.ref.current_app = fal.ref.current_app, None
+    assert found is app
+    emulator.start()
+
+
+def test_the_sdk_imported_inside_a_test_does_not_keep_our_home(pytester):
+    pytester.makepyfile(
+        """
+        import sys, pathlib
+
+        def test_one(fal_emulator):
+            assert "fal" not in sys.modules
+            import fal.toolkit
+            from fal.auth import local
+            assert local._FAL_HOME_DIR != str(pathlib.Path.home() / ".fal")
+
+        def test_two():
+            from fal.auth import local
+            assert local._FAL_HOME_DIR == str(pathlib.Path.home() / ".fal")
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
