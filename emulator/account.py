@@ -202,6 +202,7 @@ class Emulator:
             self._runners.stop_all,
             self._sdk.drain,
             self.clock.reset,
+            lambda: self._cdn.reset(self.settings),
             self._wire.close_connections,
             self._aiohttp.uninstall,
             self._resolver.uninstall,
@@ -211,7 +212,7 @@ class Emulator:
             self._sdk.restore,
         ]
         if not self.active:
-            del actions[4:8]
+            del actions[5:9]
         self.active = False
         errors = [error for action in actions if (error := _attempt(action)) is not None]
         kept = self._disk.unmount(keep)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = ["FilesystemInForce", "Settings"]
 
@@ -110,3 +110,13 @@ class Settings(BaseModel):
     part_order: Literal["any", "strict"] = Field(
         default="any", description="Parts completed out of order: sorted, or 400 as S3 does."
     )
+
+    @field_validator("account_acl")
+    @classmethod
+    def _acl_is_understood(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        from emulator.storage.lifecycle import parse_acl
+
+        _, problems = parse_acl(value)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return value

@@ -1,4 +1,8 @@
-"""Getting the right to mount, as early as it must be and as little as it can be."""
+"""Getting the right to mount, as early as it must be and as little as it can be.
+
+It must be before any thread starts. Where another plugin imports numpy, which starts one, write
+``-p pytest_fal.namespace`` into ``addopts``: such plugins are loaded before all others.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,22 @@ import sys
 
 import pytest
 
-__all__ = ["describe", "enter_early"]
+__all__ = ["describe", "enter_early", "explain", "pytest_addoption", "refusal_of"]
 
 _refused = pytest.StashKey[str]()
-_entered = pytest.StashKey[bool]()
+# What came of entering a user namespace: None before it was tried, "" when it worked.
+_outcome: str | None = None
+
+_SWITCHED_OFF = (
+    "/data and /tmp cannot be mounted: fal_user_namespace is off and this is not root. Set "
+    "fal_user_namespace = true in the pytest configuration, or run the tests as root."
+)
+
+
+def pytest_addoption() -> None:
+    """The first hook there is; only called for ``-p pytest_fal.namespace``."""
+    if sys.platform == "linux":
+        _enter()
 
 
 def enter_early(config: pytest.Config) -> None:
@@ -17,37 +33,59 @@ def enter_early(config: pytest.Config) -> None:
 
     Root needs nothing, and pytest-xdist's workers inherit the controller's.
     """
-    if not config.getini("fal_user_namespace"):
+    if _outcome is None and not config.getini("fal_user_namespace"):
+        from emulator.storage import mounts
+
+        if not mounts.has_mount_capability():
+            explain(config, _SWITCHED_OFF)
         return
+    _enter()
+    if _outcome == "" and _starts_workers(config):
+        from emulator.storage import mounts
+
+        mounts.raise_ambient_capabilities()
+    elif _outcome:
+        explain(config, _outcome)
+
+
+def _enter() -> None:
+    """Try it, once, if it is needed."""
+    global _outcome
     from emulator.errors import NamespaceRefusedError
     from emulator.storage import mounts
 
-    if mounts.has_mount_capability():
+    if _outcome is not None or mounts.has_mount_capability():
         return
     try:
         mounts.enter_user_namespace()
-        config.stash[_entered] = True
-        if _starts_workers(config):
-            mounts.raise_ambient_capabilities()
-    except (NamespaceRefusedError, OSError) as error:
-        config.stash[_refused] = str(error)
+        _outcome = ""
+    except NamespaceRefusedError as error:
+        _outcome = str(error)
+
+
+def explain(config: pytest.Config, why: str) -> None:
+    """Let the header and every fixture that is refused a mount say why."""
+    from emulator.storage import mounts
+
+    config.stash[_refused] = why
+    mounts.explain_refusals(why)
+
+
+def refusal_of(config: pytest.Config) -> str:
+    """Why this process may not mount; empty: as far as is known it may."""
+    return config.stash.get(_refused, "")
 
 
 def describe(config: pytest.Config) -> str:
     """For pytest's header: the rung in force, or what refused it."""
     if sys.platform != "linux":
         return f"/data and /tmp cannot be mounted on {sys.platform}; run the tests on Linux"
-    if _refused in config.stash:
-        return config.stash[_refused]
     from emulator.storage import mounts
 
-    if not mounts.has_mount_capability():
-        if not config.getini("fal_user_namespace"):
-            return (
-                "/data and /tmp cannot be mounted: fal_user_namespace is off and this is not root"
-            )
-        return "/data and /tmp cannot be mounted: no CAP_SYS_ADMIN"
-    how = "in a user namespace" if config.stash.get(_entered, False) else "as root"
+    refused = refusal_of(config) or mounts.refusal()
+    if refused:
+        return refused
+    how = "as root" if _outcome is None else "in a user namespace"
     return f"/data and /tmp are real mounts in a private namespace ({how})"
 
 

@@ -1,4 +1,4 @@
-"""pytest-xdist: one certificate authority, made by the controller, for all workers."""
+"""pytest-xdist: one certificate authority for all workers, and one reason if they may not mount."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from pytest_fal import namespace
 from pytest_fal.session import AUTHORITY
 
 _pem = pytest.StashKey[bytes]()
+_REFUSED = "fal_refused"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -20,3 +22,11 @@ def pytest_configure_node(node: Any) -> None:
 
         stash[_pem] = Authority.create().pem
     node.workerinput[AUTHORITY] = stash[_pem]
+    node.workerinput[_REFUSED] = namespace.refusal_of(node.config)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On a worker: it has threads from the start, so only the controller knows the real reason."""
+    refused = getattr(config, "workerinput", {}).get(_REFUSED)
+    if refused:
+        namespace.explain(config, refused)

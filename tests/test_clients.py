@@ -410,3 +410,50 @@ def test_an_upload_that_is_a_generator_is_streamed(fal_cdn, fal_emulator):
     )
     assert fal_cdn.info(response.json()["access_url"]).size == 200 * 1024 * 1024
     assert peak_megabytes() - before < 100
+
+
+# --- asyncio -------------------------------------------------------------------------------------
+
+
+def test_an_async_read_that_has_to_wait_is_one_exchange_and_lets_the_loop_go_on(
+    fal_cdn, fal_emulator, fal_ledger
+):
+    upload = fal_cdn.begin("slow.bin", "application/octet-stream")
+
+    async def read_and_upload():
+        async with httpx.AsyncClient() as client:
+            reading = asyncio.create_task(client.get(upload.url))
+            await asyncio.sleep(0.05)
+            fal_cdn.receive(upload, (b"done",))
+            return (await reading).content
+
+    assert asyncio.run(read_and_upload()) == b"done"
+    assert len(fal_ledger.requests(method="GET")) == 1
+
+
+def test_a_slow_answer_does_not_block_the_event_loop(fal_faults, fal_http):
+    fal_http.get("https://api.example.com/x").respond(200)
+    slow = fal_faults.slow(0.1, times=1)
+    ticks = []
+
+    async def tick():
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0.005)
+
+    async def get():
+        ticking = asyncio.create_task(tick())
+        async with httpx.AsyncClient() as client:
+            await client.get("https://api.example.com/x")
+        ticking.cancel()
+
+    asyncio.run(get())
+    assert len(ticks) > 3
+    assert len(slow.struck) == 1
+
+
+@pytest.mark.parametrize("get", [by_httpx, by_httpx_async])
+def test_a_body_shorter_than_promised_is_httpxs_error(get, fal_origin):
+    fal_origin.serve("https://files.example.com/a", b"12345", content_length=9)
+    with pytest.raises(httpx.RemoteProtocolError, match=r"received 5 bytes, expected 9"):
+        get("https://files.example.com/a")

@@ -55,6 +55,11 @@ class Strike:
     def __init__(self, faults: list[Fault]) -> None:
         self._faults = faults
 
+    @property
+    def takes_time(self) -> bool:
+        """Whether the answer is delayed."""
+        return any(fault.delays for fault in self._faults)
+
     def before(self) -> httpx.Response | None:
         """What happens instead of an answer; may raise an ``OSError``."""
         for fault in self._faults:

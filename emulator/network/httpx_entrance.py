@@ -48,7 +48,7 @@ class HttpxEntrance:
             if self._is_elsewhere(pool, request):
                 return real(pool, request)
             try:
-                return self._answer(request, may_block=True)
+                return self._answer(_to_httpx(request))
             except LetThrough:
                 return real(pool, request)
 
@@ -72,10 +72,9 @@ class HttpxEntrance:
         """Whether the request goes over a Unix socket or to a host that is let through."""
         return pool._uds is not None or self._passes(request.url.host.decode("ascii"))
 
-    def _answer(self, request: Any, may_block: bool) -> Any:
-        converted = _to_httpx(request, may_block)
+    def _answer(self, request: httpx.Request) -> Any:
         try:
-            response = self._dispatch(converted)
+            response = self._dispatch(request)
         except UnknownHostError:
             raise
         except ConnectionRefusedError as error:
@@ -84,15 +83,18 @@ class HttpxEntrance:
             raise httpcore.ReadTimeout(str(error)) from error
         except ConnectionError as error:
             raise httpcore.ReadError(str(error)) from error
-        return _to_httpcore(response)
+        return _to_httpcore(response, request.method)
 
     async def _answer_async(self, request: Any) -> Any:
         if not hasattr(request.stream, "__iter__"):
             request.stream = httpx.ByteStream(b"".join([chunk async for chunk in request.stream]))
+        converted = _to_httpx(request)
+        converted.extensions["fal_may_block"] = False
         try:
-            return self._answer(request, may_block=False)
+            return self._answer(converted)
         except WouldBlock:
-            return await anyio.to_thread.run_sync(lambda: self._answer(request, may_block=True))
+            converted.extensions["fal_may_block"] = True
+            return await anyio.to_thread.run_sync(self._answer, converted)
 
 
 def _method(pool: type, name: str) -> Any:
@@ -105,7 +107,7 @@ def _method(pool: type, name: str) -> Any:
         ) from None
 
 
-def _to_httpx(request: Any, may_block: bool) -> httpx.Request:
+def _to_httpx(request: Any) -> httpx.Request:
     url = request.url
     host = url.host.decode("ascii")
     host = f"[{host}]" if ":" in host else host
@@ -115,34 +117,50 @@ def _to_httpx(request: Any, may_block: bool) -> httpx.Request:
         f"{url.scheme.decode('ascii')}://{host}{port}{url.target.decode('ascii')}",
         headers=request.headers,
         stream=request.stream,
-        extensions={"fal_may_block": may_block},
+        extensions={},
     )
 
 
-def _to_httpcore(response: httpx.Response) -> Any:
+def _to_httpcore(response: httpx.Response, method: str) -> Any:
     reason = response.reason_phrase.encode("latin-1")
     extensions = {"http_version": b"HTTP/1.1", "reason_phrase": reason}
     return httpcore.Response(
         response.status_code,
         headers=response.headers.raw,
-        content=_Errors(response.stream),
+        content=_Errors(response.stream, _promised(response, method)),
         extensions=extensions,
     )
 
 
-class _Errors:
-    """A body whose broken connection is the error that httpx knows."""
+def _promised(response: httpx.Response, method: str) -> int | None:
+    """How many bytes of a body the response's head promises."""
+    length = response.headers.get("content-length", "")
+    bodiless = method == "HEAD" or response.status_code in (204, 304)
+    return int(length) if length.isdigit() and not bodiless else None
 
-    def __init__(self, stream: Any) -> None:
+
+class _Errors:
+    """A body that is cut short or breaks off with the errors that httpx knows."""
+
+    def __init__(self, stream: Any, promised: int | None) -> None:
         self._stream = stream
+        self._promised = promised
 
     def __iter__(self) -> Any:
+        received = 0
         try:
-            yield from self._stream
+            for chunk in self._stream:
+                received += len(chunk)
+                yield chunk
         except TimeoutError as error:
             raise httpcore.ReadTimeout(str(error)) from error
         except ConnectionError as error:
             raise httpcore.ReadError(str(error)) from error
+        if self._promised is not None and received < self._promised:
+            raise httpcore.RemoteProtocolError(
+                "peer closed connection without sending complete message body "
+                f"(received {received} bytes, expected {self._promised})"
+            )
 
     async def __aiter__(self) -> Any:
         for chunk in self:

@@ -13,7 +13,7 @@ import httpx
 
 from emulator.errors import UnknownHostError
 from emulator.ledger import Exchange, Ledger, redact_headers
-from emulator.network.faults import Faults
+from emulator.network.faults import Faults, Strike
 from emulator.network.reply import Body, reply
 from emulator.network.routes import PassThrough, Routes
 
@@ -70,17 +70,27 @@ class Router:
             WouldBlock: the handler must wait and the request may not
                 (``extensions["fal_may_block"]`` is False).
         """
-        exchange = self.ledger.open(
-            client, request.method, str(request.url), request.headers.multi_items(), runner
-        )
-        request.stream = _Counted(request.stream, exchange)
-        strike = self.faults.strike(exchange)
+        exchange, strike = self._open(request, client, runner)
+        if strike and strike.takes_time and request.extensions.get("fal_may_block") is False:
+            raise WouldBlock
         response = strike.before() if strike else None
         if response is None:
             response = self._answer(request, exchange)
         if strike:
             response = strike.after(response)
         return _watch(response, exchange)
+
+    def _open(
+        self, request: httpx.Request, client: str, runner: str | None
+    ) -> tuple[Exchange, Strike | None]:
+        """Write a request down and see what strikes it; once, also if it comes back to wait."""
+        opened: tuple[Exchange, Strike | None] | None = request.extensions.get("fal_exchange")
+        if opened is None:
+            headers = request.headers.multi_items()
+            exchange = self.ledger.open(client, request.method, str(request.url), headers, runner)
+            request.stream = _Counted(request.stream, exchange)
+            opened = request.extensions["fal_exchange"] = (exchange, self.faults.strike(exchange))
+        return opened
 
     def _answer(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         host = request.url.host

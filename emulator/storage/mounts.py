@@ -159,8 +159,10 @@ def enter_user_namespace() -> None:
         if error.errno == errno.EINVAL and int(_status("Threads") or "0") > 1:
             raise NamespaceRefusedError(
                 "pytest-fal must enter a user namespace before any thread starts, and threads are "
-                "running already. Load it early: do not start threads or import numpy from "
-                "another plugin, from sitecustomize or from a .pth file; or run the tests as root."
+                "running already. Where a plugin starts them (pytest-randomly imports numpy), add "
+                "-p pytest_fal.namespace to addopts, which loads before other plugins. Where "
+                "sitecustomize or a .pth file does, do not start them there; or run the tests as "
+                "root."
             ) from error
         raise _refused("a user namespace, unshare(CLONE_NEWUSER)", error) from error
     try:
@@ -293,6 +295,11 @@ def refusal() -> str | None:
     def attempt_it() -> None:
         try:
             enter_private_namespace()
+            view = View()
+            try:
+                view.enter()
+            finally:
+                view.close()
             mount_tmpfs("/tmp", 4096)
         except NamespaceRefusedError as error:
             answers[0] = str(error)
