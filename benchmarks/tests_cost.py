@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 from measure import Row, Table, in_turn
@@ -68,47 +67,61 @@ mounts have to leave it visible."""
 
 
 class Kind:
-    """Many tests of one kind, in a file."""
+    """Many tests of one kind, in a file of a project."""
 
-    def __init__(self, name: str, source: str, count: int, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, name: str, source: str, count: int, *options: str) -> None:
         self.count = count
+        self.folder = folder
         self.file = f"test_{name}.py"
-        self.source = source.replace("{count}", str(count))
         self.options = options
         #: What each session took besides its tests.
         self.rest: list[float] = []
+        (folder / self.file).write_text(source.replace("{count}", str(count)))
 
-    def seconds(self, folder: Path) -> float:
+    def seconds(self) -> float:
         """Run a session: seconds a test."""
-        whole = seconds_of_session(folder, *self.options, self.file)
-        each = float((folder / "seconds").read_text())
+        whole = seconds_of_session(self.folder, *self.options, self.file)
+        each = float((self.folder / "seconds").read_text())
         self.rest.append(whole - each * self.count)
         return each
 
 
 def measure(quick: bool) -> Table:
-    """Compare."""
-    many, few, rounds = (60, 8, 2) if quick else (300, 40, 4)
+    """Compare; both places in turn too, so that they can be compared with each other."""
+    many, few, rounds = (60, 8, 2) if quick else (200, 25, 4)
+    files = {"conftest.py": CONFTEST}
+    with project(files, "/var/tmp") as outside, project(files, "/tmp") as inside:
+        kinds = [*_kinds(outside, many, few), *_kinds(inside, many, few)]
+        samples = in_turn(rounds, *(kind.seconds for kind in kinds))
     table = Table("A test", EXPLANATION)
-    for parent in ("/var/tmp", "/tmp"):
-        table.rows += _compare(parent, many, few, rounds)
+    table.rows = [
+        *_rows("/var/tmp", kinds[:4], samples[:4]),
+        *_rows("/tmp", kinds[4:], samples[4:]),
+    ]
     return table
 
 
-def _compare(parent: str, many: int, few: int, rounds: int) -> list[Row]:
-    empty = Kind("empty", EMPTY, many)
-    ours = Kind("ours", OURS.replace("{body}", "pass"), many, PLUGIN)
-    stopped = Kind("stopped", OURS.replace("{body}", "fal_clock.freeze()"), many, PLUGIN)
-    by_hand = Kind("by_hand", BY_HAND, few)
-    kinds = (empty, ours, stopped, by_hand)
-    with project({"conftest.py": CONFTEST, **{k.file: k.source for k in kinds}}, parent) as folder:
-        sides = [functools.partial(kind.seconds, folder) for kind in kinds]
-        nothing, fixtures, clock, libraries = in_turn(rounds, *sides)
+def _kinds(folder: Path, many: int, few: int) -> list[Kind]:
+    stopped = OURS.replace("{body}", "fal_clock.freeze()")
     return [
-        Row(f"{parent}: all fixtures / empty test", fixtures, nothing),
-        Row(f"{parent}: all fixtures / by hand", fixtures, libraries),
-        Row(f"{parent}: all fixtures and a stopped clock / by hand", clock, libraries),
-        Row(f"{parent}: once a session / by hand", _beyond(ours, empty), _beyond(by_hand, empty)),
+        Kind(folder, "empty", EMPTY, many),
+        Kind(folder, "ours", OURS.replace("{body}", "pass"), many, *PLUGIN),
+        Kind(folder, "stopped", stopped, many, *PLUGIN),
+        Kind(folder, "by_hand", BY_HAND, few),
+    ]
+
+
+def _rows(place: str, kinds: list[Kind], samples: list[list[float]]) -> list[Row]:
+    empty, ours, stopped, by_hand = samples
+    return [
+        Row(f"{place}: all fixtures / empty test", ours, empty),
+        Row(f"{place}: all fixtures / by hand", ours, by_hand),
+        Row(f"{place}: all fixtures and a stopped clock / by hand", stopped, by_hand),
+        Row(
+            f"{place}: once a session / by hand",
+            _beyond(kinds[1], kinds[0]),
+            _beyond(kinds[3], kinds[0]),
+        ),
     ]
 
 

@@ -88,6 +88,9 @@ class Emulator:
         self._disk = Disk(self._root)
         self._sdk = SDKState()
 
+    def __repr__(self) -> str:
+        return f"<Emulator: {'running' if self.active else 'stopped'}>"
+
     def __enter__(self) -> Emulator:
         self.start()
         return self
@@ -278,7 +281,7 @@ class Emulator:
             self._wire,
             router.answers,
             self._lets_through,
-            lambda text: self.ledger.event("refused", text),
+            self._report_refusal,
             self._runners.number_here,
         )
         self._resolver.before_connect = self._strike_connection
@@ -343,6 +346,10 @@ class Emulator:
             exchange.notes.append(f"fault: {fault.kind}")
             fault.struck.append(exchange)
             fault.before()
+
+    def _report_refusal(self, text: str) -> None:
+        served = ", ".join(self.origin.hosts)
+        self.ledger.event("refused", f"{text} (fal_origin serves {served})" if served else text)
 
     def _check_active(self, what: str) -> None:
         if not self.active:

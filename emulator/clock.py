@@ -53,6 +53,10 @@ class Clock:
             files=self._files,
         )
 
+    def __repr__(self) -> str:
+        state = "stopped" if self.frozen else "shifted" if self.shifted else "real"
+        return f"<Clock: {self.now():%Y-%m-%d %H:%M:%S} UTC, {state}>"
+
     def now(self) -> datetime:
         """Return the clock's time: aware, UTC, and never a ``FakeDatetime``."""
         return _moment(self._nanoseconds())

@@ -61,6 +61,9 @@ class Ledger:
         self.exchanges: list[Exchange] = []
         self.events: list[Event] = []
 
+    def __repr__(self) -> str:
+        return f"<Ledger: {len(self.exchanges)} exchanges>"
+
     def reset(self) -> None:
         """Forget everything."""
         self.exchanges = []

@@ -78,13 +78,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item,
+    item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show a failing test's exchanges and volumes."""
-    report = yield
-    if report.failed and running in item.stash:
-        from pytest_fal import report as report_module
+    if call.excinfo is None or running not in item.stash:
+        return (yield)
+    from pytest_fal import report as report_module
 
+    report_module.hide_our_frames()
+    report = yield
+    if report.failed:
         report_module.add_sections(item, report)
     return report
 

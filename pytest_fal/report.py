@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from pytest_fal.fixtures import failed, running
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from emulator.ledger import Exchange
     from emulator.storage.volume import Volume
 
-__all__ = ["add_sections", "table"]
+__all__ = ["add_sections", "hide_our_frames", "table"]
 
 _MOST = 40
 
@@ -33,7 +34,7 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
     ledger = emulator.ledger
     events = [f"{event.at:%H:%M:%S} {event.kind}: {event.text}" for event in ledger.events]
     sections = [
-        (f"{len(ledger.exchanges)} exchanges", table(ledger.exchanges)),
+        (_count(len(ledger.exchanges), "exchange"), table(ledger.exchanges)),
         ("events", events[-_MOST:]),
         ("clock", _clock(emulator)),
         ("faults that never struck", [repr(fault) for fault in emulator.faults.unused]),
@@ -43,6 +44,16 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
         for runner in emulator.runners:
             sections.append((f"output of {runner.name} ({runner.state})", _output(runner.output)))
     return sections
+
+
+def hide_our_frames() -> None:
+    """Show the user's line where one of our errors struck, not ours below it.
+
+    pytest leaves out frames whose module has this variable (--full-trace shows them).
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("emulator."):
+            module.__tracebackhide__ = True  # type: ignore[attr-defined]
 
 
 def table(exchanges: list[Exchange]) -> list[str]:
@@ -62,6 +73,10 @@ def table(exchanges: list[Exchange]) -> list[str]:
         )
         lines += [f"{'':43}! {note}" for note in exchange.notes]
     return lines
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _clock(emulator: Emulator) -> list[str]:

@@ -226,7 +226,7 @@ def test_the_ledger_has_the_moment(fal_cdn: CDN, fal_clock: Clock, fal_ledger: L
     fal_clock.advance(minutes=2)
     assert fal_cdn.files == []
     (event,) = [event for event in fal_ledger.events if event.kind == "expired"]
-    assert event.text == f"{url} expired at 2030-01-01 00:01:00+00:00"
+    assert event.text == f"{url}, at 2030-01-01 00:01:00 UTC"
 
 
 def test_a_test_can_let_a_file_expire(fal_cdn: CDN) -> None:

@@ -118,7 +118,7 @@ def test_an_async_side_effect_answers(get, fal_http):
 
 @every_client
 def test_an_unknown_host_is_refused_with_the_line_to_write(get, fal_emulator):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - each client has its own
+    with pytest.raises(Exception) as caught:
         get("https://nowhere.example.com/x")
     text = str(caught.value)
     assert "nowhere.example.com" in text

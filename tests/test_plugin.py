@@ -113,7 +113,7 @@ def test_a_failure_in_the_setup_of_a_later_fixture_is_reported_too(pytester):
     )
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*fal: 1 exchanges*", "*refused: nothing answers this URL*"])
+    result.stdout.fnmatch_lines(["*fal: 1 exchange*", "*refused: nothing answers this URL*"])
 
 
 # --- markers -------------------------------------------------------------------------------------
@@ -254,3 +254,35 @@ assert [t.name for t in threading.enumerate()] == ["MainThread"]
     )
     assert done.returncode == 0, done.stderr
     assert "/data/in/a.bin ['in/a.bin']" in done.stdout
+
+
+def test_an_error_of_ours_is_shown_at_the_users_line(pytester):
+    pytester.makepyfile(
+        """
+        def test_it(fal_data):
+            fal_data.read("missing")
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    text = result.stdout.str()
+    assert '>       fal_data.read("missing")' in text
+    assert "E       FileNotFoundError: /data/missing is not there. In /data: nothing" in text
+    assert "def read(" not in text
+
+
+def test_a_look_up_that_is_refused_names_what_is_served(pytester):
+    pytester.makepyfile(
+        """
+        import socket
+        def test_it(fal_origin):
+            fal_origin.serve("https://exmaple.com/x", b"")
+            socket.gethostbyname("example.com")
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines(
+        [
+            "* refused: looking up example.com: nothing in this test answers for it "
+            "(fal_origin serves exmaple.com)"
+        ]
+    )

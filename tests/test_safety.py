@@ -8,7 +8,6 @@ import tempfile
 import urllib.request
 
 import pytest
-
 from leaks import Snapshot, patched_attributes
 
 

@@ -100,7 +100,9 @@ class CDNHost:
     def _missing(self, url: str, exchange: Exchange) -> httpx.Response:
         """All of these look alike to the SDK; the ledger tells them apart [§8, pitfall 11]."""
         if self._cdn.has_expired(url):
-            exchange.notes.append(f"the file expired at {self._cdn.info(url).expires_at}")
+            exchange.notes.append(
+                f"the file expired at {self._cdn.info(url).expires_at:%Y-%m-%d %H:%M:%S UTC}"
+            )
             return _error(self._cdn.settings.expired_status)
         if self._cdn.pending(url):
             exchange.notes.append("the file's upload has begun and is not finished")

@@ -149,6 +149,14 @@ class Origin:
         """Whether anything is served at this host."""
         return host in self._hosts
 
+    def __repr__(self) -> str:
+        return f"<Origin: {len(self._served)} files served>"
+
+    @property
+    def hosts(self) -> list[str]:
+        """The host names at which something is served."""
+        return sorted(self._hosts)
+
     def served_at(self, host: str) -> list[str]:
         """The URLs served at a host, for the message about one that is not."""
         return [file.url for file in self._served.values() if _host(file.url) == host]

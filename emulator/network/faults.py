@@ -90,6 +90,9 @@ class Faults:
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<Faults: {len(self._faults)} injected>"
+
     def reset(self) -> None:
         """Undo all faults."""
         self._faults = []

@@ -192,7 +192,7 @@ class Resolver:
             return None
         if not self._answers(name):
             message = str(unknown_host(name, f"looking up {name}"))
-            self._report(f"refused to look up {name}: nothing in the test answers for it")
+            self._report(f"looking up {name}: nothing in this test answers for it")
             raise UnknownNameError(socket.EAI_NONAME, message)
         return (self._allot(name),)
 
@@ -214,7 +214,7 @@ class Resolver:
         if is_local(host) or host in self._real_addresses or self._lets_through(host):
             return real(sock, (host, *address[1:]))
         if not self._is_emulated(host) or sock.type == socket.SOCK_DGRAM:
-            self._report(f"refused to connect to {host}:{port}")
+            self._report(f"connecting to {host}:{port}: nothing in this test answers for it")
             raise unknown_host(host, f"connecting to {host}:{port}", f"https://{host}:{port}/")
         self.before_connect(self._name_of.get(host, host), port)
         return self._connect_to_wire(real, sock, host, port)

@@ -94,6 +94,9 @@ class Upload:
     parts: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
+
+
 class CDN:
     """The account's files on the CDN, as a test sees and seeds them."""
 
@@ -120,6 +123,9 @@ class CDN:
         with self._changed:
             self._pending.clear()
             self._changed.notify_all()
+
+    def __repr__(self) -> str:
+        return f"<CDN: {len(self._files)} files>"
 
     # --- for tests -------------------------------------------------------------------------------
 
@@ -389,7 +395,7 @@ class CDN:
             if file is not None:
                 self._gone[key] = file
                 self._store.delete(key)
-                self._ledger.event("expired", f"{file.url} expired at {file.expires_at}")
+                self._ledger.event("expired", f"{file.url}, at {file.expires_at:{_TIME}}")
 
     @staticmethod
     def _find_key(url: str) -> str:
@@ -401,7 +407,9 @@ class CDN:
     def _why_not(self, url: str) -> str:
         key = self._find_key(url)
         if key in self._gone:
-            return f"{url} is not there any more: it expired at {self._gone[key].expires_at}"
+            return (
+                f"{url} is not there any more: it expired at {self._gone[key].expires_at:{_TIME}}"
+            )
         if key in self._pending:
             return f"{url} is not there yet: its upload has begun and is not finished"
         known = ", ".join(file.url for file in self._files.values()) or "nothing"
