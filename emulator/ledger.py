@@ -120,7 +120,8 @@ class Ledger:
             for exchange in self.exchanges
             for note in exchange.notes
         ]
-        return noted + [event.text for event in self.events if event.kind == "refused"]
+        refused = [f"refused: {event.text}" for event in self.events if event.kind == "refused"]
+        return noted + refused
 
 
 def matches_path(pattern: str, path: str) -> bool:

@@ -43,7 +43,10 @@ def enter_early(config: pytest.Config) -> None:
     if _outcome == "" and _starts_workers(config):
         from emulator.storage import mounts
 
-        mounts.raise_ambient_capabilities()
+        try:
+            mounts.raise_ambient_capabilities()
+        except OSError as error:
+            explain(config, f"pytest-xdist's workers cannot be given the right to mount: {error}")
     elif _outcome:
         explain(config, _outcome)
 

@@ -138,7 +138,7 @@ def test_temporary_files_go_to_the_emulated_tmp_whatever_tmpdir_says(
     assert fal_tmp.tree() == [os.path.basename(file.name)]
 
 
-# --- the SDK's process-wide state [sdk-study §4] ---------------------------------------------------
+# --- the SDK's process-wide state [sdk-study §4] -------------------------------------------------
 
 
 def test_cdn_tokens_do_not_outlive_a_test(fal_emulator):

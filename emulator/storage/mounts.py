@@ -73,6 +73,10 @@ _HOW_TO_ALLOW = (
     "kernel.apparmor_restrict_unprivileged_userns=0; in Docker also "
     "--security-opt seccomp=unconfined)."
 )
+_HOW_TO_RAISE_LIMITS = (
+    "There are as many as it allows: sysctl user.max_user_namespaces user.max_mnt_namespaces shows "
+    "how many that is, and sysctl -w user.max_mnt_namespaces=10000, for example, allows more."
+)
 
 _libc: Any = None
 # Why this process was not given the right to mount; told when it is refused to mount.
@@ -114,9 +118,10 @@ def _refused(what: str, error: OSError) -> NamespaceRefusedError:
     if error.errno == errno.EPERM and _explanation:
         return NamespaceRefusedError(_explanation)
     code = errno.errorcode.get(error.errno or 0, str(error.errno))
+    remedy = _HOW_TO_RAISE_LIMITS if error.errno == errno.ENOSPC else _HOW_TO_ALLOW
     return NamespaceRefusedError(
         f"pytest-fal needs a private mount namespace for /data and /tmp, and the kernel refused "
-        f"{what} ({code}: {os.strerror(error.errno or 0)}). {_HOW_TO_ALLOW}"
+        f"{what} ({code}: {os.strerror(error.errno or 0)}). {remedy}"
     )
 
 

@@ -88,6 +88,7 @@ class Spare:
     def _throw_away(self, kind: str, sweeper: Sweeper) -> None:
         place, trash = f"{self._test}/{kind}", f"{self._test}-{kind}"
         if os.path.isdir(place):
+            os.chmod(place, 0o700)  # only a directory that one may write to changes its parent
             os.rename(place, trash)
             sweeper.remove(trash)
 

@@ -138,14 +138,17 @@ class Volume:
         mounts.bind(staged, str(self.backing))
         mounts.unmount(staged)
         mounts.unmount(staged)
+        self._covers += 1
         outer, self._locked = self._locked, True
         try:
             self.remount()
             yield
         finally:
             self._locked = outer
-            mounts.unmount(str(self.backing))
-            self.remount()
+            if self._covers:  # otherwise the test is over
+                self._covers -= 1
+                mounts.unmount(str(self.backing))
+                self.remount()
 
     def hide(self, paths: set[str]) -> None:
         """Leave *paths*, which this process itself needs in ``/tmp``, out of :meth:`tree`."""
@@ -159,7 +162,7 @@ class Volume:
             mounts.attempt(lambda: self._copy_to(f"{self.backing}.kept"))
 
     def uncover(self) -> None:
-        """Take the limits away, once nothing else is mounted from here, and put the saved back."""
+        """Take all covers away, once nothing else is mounted from here, and put the saved back."""
         while self._covers:
             self._covers -= 1
             mounts.attempt(lambda: mounts.unmount(str(self.backing)))
