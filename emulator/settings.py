@@ -94,7 +94,11 @@ class Settings(BaseModel):
         default="refuse",
         description="Negative or non-numeric lifetimes: 422, or as if absent [§10].",
     )
-    etag: Literal["md5", "absent"] = Field(default="md5", description="ETag of stored files [§10].")
+    etag: Literal["md5-like", "md5", "absent"] = Field(
+        default="md5-like",
+        description="ETag of stored files: hex in quotes, another for each upload; the content's "
+        "MD5; or none [§10].",
+    )
     upload_url_lifetime: timedelta | None = Field(
         default=None,
         description="How long a presigned upload URL can be used; None: no limit [§10].",

@@ -41,6 +41,9 @@ def main(arguments: list[str]) -> int:
     try:
         if os.geteuid() != 0:
             raise CannotRunError("only root can become another user")
+        closed = closed_to(options.uid, named(options.pytest))
+        if closed is not None:
+            raise CannotRunError(f"{closed} is closed to it; chmod o+rx {closed}")
         own = tempfile.mkdtemp(prefix="as-user-")
         os.chown(own, options.uid, options.uid)
         uncover([own, *needed(options.pytest)], options.uid)
@@ -56,15 +59,25 @@ def main(arguments: list[str]) -> int:
 
 def needed(arguments: Iterable[str]) -> list[str]:
     """What the user has to reach: the interpreter, all that it imports, the project, the tests."""
-    named = (argument.split("::")[0] for argument in arguments if not argument.startswith("-"))
     paths = [
         *(sys.prefix, sys.base_prefix, sys.executable, os.path.realpath(sys.executable)),
         *sys.path,
         str(Path(__file__).parent.parent),
-        os.getcwd(),
-        *(path for path in named if os.path.exists(path)),
+        *named(arguments),
     ]
     return [os.path.abspath(path) for path in paths if path and os.path.exists(path)]
+
+
+def named(arguments: Iterable[str]) -> list[str]:
+    """The working directory and the paths among pytest's arguments."""
+    paths = (argument.split("::")[0] for argument in arguments if not argument.startswith("-"))
+    return [os.getcwd(), *(path for path in paths if os.path.exists(path))]
+
+
+def closed_to(uid: int, paths: Iterable[str]) -> str | None:
+    """The first directory in which that user may not look, though the tests are in it."""
+    folders = (path for path in paths if os.path.isdir(path))
+    return next((path for path in folders if not may_enter(path, uid)), None)
 
 
 def uncover(paths: Iterable[str], uid: int) -> None:

@@ -211,7 +211,19 @@ def test_head_of_nothing_has_no_body(fal_cdn: CDN) -> None:
     assert (head.status_code, head.content) == (404, b"")
 
 
-def test_the_etag_is_the_md5_in_quotes(fal_cdn: CDN) -> None:
+def test_the_etag_is_md5_like_hex_in_quotes_and_each_uploads_own(fal_cdn: CDN) -> None:
+    one, two = (httpx.get(fal_cdn.put(b"12345")).headers["etag"] for _ in range(2))
+    assert re.fullmatch('"[0-9a-f]{32}"', one)
+    assert one != two
+
+
+def test_the_etag_stays_the_same_from_read_to_read(fal_cdn: CDN) -> None:
+    url = fal_cdn.put(b"12345")
+    assert httpx.get(url).headers["etag"] == httpx.head(url).headers["etag"]
+
+
+@pytest.mark.fal(etag="md5")
+def test_the_etag_can_be_the_md5_of_the_content(fal_cdn: CDN) -> None:
     etag = httpx.get(fal_cdn.put(b"12345")).headers["etag"]
     assert etag == f'"{hashlib.md5(b"12345").hexdigest()}"'
 

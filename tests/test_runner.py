@@ -493,3 +493,23 @@ def test_a_token_that_the_caller_sent_travels_to_the_cdn_but_not_into_the_ledger
     initiate = fal_ledger.requests(path="/storage/upload/initiate")[0]
     assert initiate.request_headers["x-fal-cdn-token"] == "***"
     assert "caller-secret" not in repr(fal_ledger.exchanges)
+
+
+def test_finalizers_of_the_apps_objects_run_in_its_own_tmp(fal_runner, fal_tmp, fal_data):
+    class Holder:
+        def __del__(self):
+            there = pathlib.Path("/tmp/mine").exists()
+            pathlib.Path("/data/finalized").write_text(str(there))
+
+    class Holding(fal.App):
+        def setup(self):
+            pathlib.Path("/tmp/mine").write_text("1")
+            self.holder = Holder()
+            self.cycle = self
+
+        @fal.endpoint("/")
+        def f(self) -> dict:
+            return {}
+
+    fal_runner(Holding).stop()
+    assert fal_data.read("finalized") == b"True"

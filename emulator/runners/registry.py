@@ -116,6 +116,10 @@ class Runners:
         if state == "request":
             self._output.install()
             return
+        if state == "END":
+            self._alive.pop(runner.namespace or 0, None)
+            self._publish()
+            return
         self._emulator.ledger.event("runner", f"{runner.name} {state}")
         if state == "SETUP" and runner.namespace is not None:
             self._alive[runner.namespace] = runner
@@ -123,6 +127,7 @@ class Runners:
             self._output.install()
             self._publish()
         elif state == "TERMINATED":
+            # Also where the thread did not end: a blocking endpoint of a killed runner.
             self._alive.pop(runner.namespace or 0, None)
             self._publish()
             if not self._alive:

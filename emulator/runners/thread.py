@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import gc
 import inspect
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -172,6 +173,7 @@ class ThreadRunner(Runner):
     # --- the runner's own thread -----------------------------------------------------------------
 
     def _live(self) -> None:
+        gc.freeze()  # so that collecting the app's objects later looks at nothing older
         asyncio.set_event_loop(self._loop)
         main = self._loop.create_task(self._main())
         try:
@@ -184,6 +186,11 @@ class ThreadRunner(Runner):
             self._settle(self._ended)
         finally:
             self._close_loop()
+            # What the app leaves to its objects' finalizers happens here, in its own /tmp, and not
+            # whenever Python collects them: in another test's.
+            self.app = self._asgi = None
+            self._changed(self, "END")
+            _collect_since_boot()
 
     async def _main(self) -> None:
         self.namespace = self._disk.enter()
@@ -265,3 +272,10 @@ class _Transport(httpx.BaseTransport):
 
 def _nothing() -> None:
     return None
+
+
+def _collect_since_boot() -> None:
+    try:
+        gc.collect()
+    finally:
+        gc.unfreeze()

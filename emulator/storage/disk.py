@@ -111,7 +111,7 @@ class Disk:
             if keep:
                 self.data.save()
                 self.tmp.save()
-            elif self._is_inside and not self._runners and not _has_children():
+            elif self._is_inside and not _has_children():
                 untouched = self._spare.untouched()
             if self._is_inside:
                 self._unmount_volumes(untouched)

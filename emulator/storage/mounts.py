@@ -237,7 +237,7 @@ def copy_namespace() -> None:
     try:
         _call("unshare", CLONE_FS | CLONE_NEWNS)
     except OSError as error:
-        raise _refused("a runner's mount namespace, unshare(CLONE_NEWNS)", error) from error
+        raise _refused("a mount namespace, unshare(CLONE_NEWNS)", error) from error
 
 
 class View:
@@ -280,17 +280,24 @@ def home_view() -> View:
     and who leaves them may not return.
     """
     home = View()
+    if _can_return_to(home):
+        return home
+    home.close()
+    copy_namespace()
+    return View()
+
+
+def _can_return_to(view: View) -> bool:
+    """Whether the calling thread, which is there, may come back."""
     directory = os.open(".", os.O_PATH)
     try:
-        home.enter()
+        view.enter()
         os.fchdir(directory)
     except NamespaceRefusedError:
-        home.close()
-        copy_namespace()
-        home = View()
+        return False
     finally:
         os.close(directory)
-    return home
+    return True
 
 
 def refusal() -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,7 @@ import pytest
 from image_generator import WEIGHTS_URL, ImageGenerator
 
 if TYPE_CHECKING:
-    from emulator.clock import Clock
-    from emulator.hosts.origin import Origin, ServedFile
-    from emulator.network.faults import Faults
-    from emulator.runners.runner import Runner
-    from emulator.storage.cdn import CDN
-    from emulator.storage.volume import Volume
+    from pytest_fal import CDN, Clock, Faults, Origin, Runner, RunnerFactory, ServedFile, Volume
 
 PALETTE = json.dumps([[12, 20, 69], [250, 128, 114], [255, 239, 213]])
 ONE_HOUR = {"x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 3600}'}
@@ -30,7 +24,7 @@ def weights(fal_origin: Origin) -> ServedFile:
 
 
 @pytest.fixture
-def runner(weights: ServedFile, fal_runner: Callable[..., Runner]) -> Runner:
+def runner(weights: ServedFile, fal_runner: RunnerFactory) -> Runner:
     """A runner that has booted and is waiting for requests."""
     return fal_runner(ImageGenerator)
 
@@ -94,7 +88,7 @@ def test_wrong_input_is_refused(
 
 
 def test_runners_share_one_download_of_the_weights(
-    weights: ServedFile, fal_runner: Callable[..., Runner], fal_data: Volume
+    weights: ServedFile, fal_runner: RunnerFactory, fal_data: Volume
 ) -> None:
     fal_runner(ImageGenerator)
     fal_runner(ImageGenerator)
@@ -104,7 +98,7 @@ def test_runners_share_one_download_of_the_weights(
 
 
 def test_a_runner_boots_from_data_while_the_origin_is_down(
-    weights: ServedFile, fal_runner: Callable[..., Runner], fal_faults: Faults
+    weights: ServedFile, fal_runner: RunnerFactory, fal_faults: Faults
 ) -> None:
     fal_runner(ImageGenerator).stop()
     fal_faults.refuse(host="huggingface.co")
@@ -114,7 +108,7 @@ def test_a_runner_boots_from_data_while_the_origin_is_down(
 
 
 def test_the_first_runner_cannot_boot_while_the_origin_is_down(
-    fal_runner: Callable[..., Runner], fal_origin: Origin
+    fal_runner: RunnerFactory, fal_origin: Origin
 ) -> None:
     fal_origin.serve(WEIGHTS_URL, status=503)
     with pytest.raises(Exception, match="Failed to get remote file properties"):

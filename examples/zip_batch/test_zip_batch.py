@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,13 @@ from zip_batch import MAX_ARCHIVE_MB, PRIVATE_HOST, Input, Output, ZipBatch
 if TYPE_CHECKING:
     import httpx
 
-    from emulator.clock import Clock
-    from emulator.hosts.origin import Origin
-    from emulator.runners.runner import Runner
-    from emulator.storage.cdn import CDN
-    from emulator.storage.volume import Volume
+    from pytest_fal import CDN, Clock, Origin, Runner, RunnerFactory, Volume
 
 URL = "https://example.com/uploads/images.zip"
 
 
 @pytest.fixture
-def runner(fal_runner: Callable[..., Runner]) -> Iterator[Runner]:
+def runner(fal_runner: RunnerFactory) -> Iterator[Runner]:
     """A runner of the app. Whatever a test does with it, nothing may be left in its /tmp."""
     runner = fal_runner(ZipBatch, env={"ARCHIVE_TOKEN": "s3cret"})
     yield runner
@@ -122,7 +118,7 @@ def test_a_new_archive_at_the_same_url_is_seen(
 
 
 def test_a_leftover_in_tmp_is_noticed(
-    fal_runner: Callable[..., Runner], fal_cdn: CDN, fal_origin: Origin
+    fal_runner: RunnerFactory, fal_cdn: CDN, fal_origin: Origin
 ) -> None:
     """The check in the fixture above would see an app that forgets a file."""
 
