@@ -220,6 +220,24 @@ def test_links_in_tmp_stay_links(linked: str, request: pytest.FixtureRequest) ->
     assert tmp.tree() == []
 
 
+def test_what_is_visible_may_be_replaced_between_tests(own: Emulator) -> None:
+    folder = tempfile.mkdtemp(dir="/tmp")
+    sys.path.append(folder)
+    try:
+        own.start()
+        own.stop()
+        os.rename(folder, f"{folder}-old")  # keeps the inode's number taken
+        os.mkdir(folder)
+        Path(folder, "new").touch()
+        own.start()
+        assert os.listdir(folder) == ["new"]
+        own.stop()
+    finally:
+        sys.path.remove(folder)
+        shutil.rmtree(folder)
+        shutil.rmtree(f"{folder}-old")
+
+
 def test_what_a_test_imports_from_its_tmp_is_not_the_process_s(
     fal_runner: Boot, fal_tmp: Volume
 ) -> None:

@@ -55,7 +55,7 @@ class Spare:
                 self._states[kind] = _state_of(self._test, self._folders[kind])
 
     def untouched(self) -> set[str]:
-        """The volumes in which nothing was changed since; none where there were runners or limits."""
+        """The volumes in which nothing was changed since; none after runners or limits."""
         if not set(os.listdir(self._test)) <= set(KINDS):
             return set()
         return {
