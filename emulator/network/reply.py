@@ -19,9 +19,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
         count: told the size of each chunk as it is handed out.
     """
 
-    def __init__(
-        self, chunks: Iterable[bytes], count: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, chunks: Iterable[bytes], count: Callable[[int], None] | None = None) -> None:
         self._chunks = chunks
         self.count = count
 

@@ -7,7 +7,6 @@ than all the rest. Nothing is ever rolled back: one change to a volume, and it i
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 
 from emulator.storage.sweeper import Sweeper
@@ -26,17 +25,18 @@ class Spare:
         self._test = ""
         self._visible: object = None
         self._folders: dict[str, list[str]] = {"data": ["data"]}
-        self._states: dict[str, list[object]] = {}
+        self._stamps: dict[str, list[object]] = {}
+        self._contents: dict[str, list[object]] = {}
 
     @property
     def given(self) -> set[str]:
         """The volumes of the test's directory that are the last test's."""
-        return set(self._states)
+        return set(self._stamps)
 
     def give(self, test: str, visible: Visible, sweeper: Sweeper) -> None:
         """Make the directory of a test, from the spare one if there is one."""
         if self._path is None:
-            self._states.clear()
+            self._stamps.clear()
             os.mkdir(test)
         else:
             os.rename(self._path, test)
@@ -45,14 +45,17 @@ class Spare:
         if self._visible != visible.identity:
             self._visible = visible.identity
             self._folders["tmp"] = ["tmp", *visible.folders_in("tmp")]
-            if self._states.pop("tmp", None):
+            self._contents.pop("tmp", None)
+            if self._stamps.pop("tmp", None):
                 self._throw_away("tmp", sweeper)
 
     def remember(self) -> None:
         """Take down how the fresh directories look, now that they have all mount points."""
-        for kind in KINDS:
-            if kind not in self._states:
-                self._states[kind] = _state_of(self._test, self._folders[kind])
+        for kind, folders in self._folders.items():
+            if kind not in self._stamps:
+                self._stamps[kind] = _stamps(self._test, folders)
+            if kind not in self._contents:  # always the same in fresh ones
+                self._contents[kind] = _contents(self._test, folders)
 
     def untouched(self) -> set[str]:
         """The volumes in which nothing was changed since; none after runners or limits."""
@@ -60,8 +63,9 @@ class Spare:
             return set()
         return {
             kind
-            for kind, state in self._states.items()
-            if _state_of(self._test, self._folders[kind]) == state
+            for kind, stamps in self._stamps.items()
+            if _stamps(self._test, self._folders[kind]) == stamps
+            and _contents(self._test, self._folders[kind]) == self._contents[kind]
         }
 
     def take(self, kinds: set[str], sweeper: Sweeper) -> None:
@@ -71,17 +75,17 @@ class Spare:
             self.discard(sweeper)
             return
         for kind in set(KINDS) - kinds:
-            self._states.pop(kind, None)
+            self._stamps.pop(kind, None)
             self._throw_away(kind, sweeper)
 
     def keep(self) -> None:
         """Leave the test's directory alone from now on."""
-        self._states.clear()
+        self._stamps.clear()
 
     def discard(self, sweeper: Sweeper) -> None:
         """Remove the spare directory."""
         path, self._path = self._path, None
-        self._states.clear()
+        self._stamps.clear()
         if path is not None:
             sweeper.remove(path)
 
@@ -93,19 +97,20 @@ class Spare:
             sweeper.remove(trash)
 
 
-def _state_of(folder: str, names: Iterable[str]) -> list[object]:
-    """What is not the same after anybody changed anything in these directories and files.
+def _stamps(folder: str, names: Iterable[str]) -> list[object]:
+    """What is not the same some milliseconds after anybody changed one of these."""
+    stamps: list[object] = []
+    for name in names:
+        status = os.lstat(f"{folder}/{name}")
+        stamps.append((status.st_ctime_ns, status.st_mode, status.st_uid, status.st_gid))
+    return stamps
 
-    The time of change alone does not tell: it is a few milliseconds coarse.
-    """
-    states: list[object] = []
+
+def _contents(folder: str, names: Iterable[str]) -> list[object]:
+    """What may have changed within these milliseconds: older kernels' stamps are that coarse."""
+    contents: list[object] = []
     for name in names:
         place = f"{folder}/{name}"
-        try:
-            status = os.lstat(place)
-            states.append((status.st_ctime_ns, status.st_mode, status.st_uid, status.st_gid))
-            if stat.S_ISDIR(status.st_mode):
-                states.append((sorted(os.listdir(place)), os.listxattr(place)))
-        except OSError as error:
-            states.append(error.errno)
-    return states
+        if os.path.isdir(place) and not os.path.islink(place):
+            contents.append((sorted(os.listdir(place)), os.listxattr(place)))
+    return contents
