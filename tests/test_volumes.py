@@ -717,6 +717,15 @@ def test_only_an_untouched_directory_is_used_again(
     own.stop()
 
 
+def test_places_of_what_is_visible_may_be_removed(own: Emulator) -> None:
+    own.start()
+    subprocess.run(["find", str(own.tmp.backing), "-depth", "-empty", "-delete"], check=False)
+    own.stop()
+    own.start()
+    assert (own.tmp.tree(), own.data.tree()) == ([], [])
+    own.stop()
+
+
 def test_a_closed_folder_is_removed_too(own: Emulator, tmp_path: Path) -> None:
     own.start()
     own.data.write("a/b/c", b"")
@@ -743,6 +752,18 @@ def test_nothing_is_mounted_outside_of_a_test(own: Emulator) -> None:
     own.start()
     own.stop()
     assert (mount_points(), sorted(os.listdir("/"))) == (before, listing)
+
+
+def test_other_things_may_have_to_be_visible_in_the_next_test(
+    own: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is visible depends on the working directory, and on what nobody wrote to."""
+    for folder in ("/tmp", "/", "/tmp", "/tmp", "/"):
+        monkeypatch.chdir(folder)
+        own.start()
+        assert (own.tmp.tree(), own.data.tree()) == ([], [])
+        Path("/tmp/x").touch()
+        own.stop()
 
 
 def test_the_working_directory_is_the_same_afterwards(

@@ -130,7 +130,7 @@ class Disk:
         assert self._test is not None
         backing = os.path.join(self._test, _file_name(name), "tmp")
         os.mkdir(os.path.dirname(backing))
-        return RunnerDisk(self, self._volume(TMP, backing))
+        return RunnerDisk(self, self._volume(TMP, backing, made=False))
 
     @property
     def directory(self) -> str | None:
@@ -202,15 +202,15 @@ class Disk:
     def _lay_out(self, test: str) -> None:
         self._spare.give(test, self._visible, self._sweeper)
         self._runners.clear()
-        self.data = self._volume(DATA, f"{test}/data")
+        self.data = self._volume(DATA, f"{test}/data", made="data" in self._spare.given)
         self.data.check = self._check_sees_data
-        self.tmp = self._volume(TMP, f"{test}/tmp")
+        self.tmp = self._volume(TMP, f"{test}/tmp", made="tmp" in self._spare.given)
         self.tmp.check = self._check_sees_tmp
         self.tmp.remount = self._mount_tmp
 
-    def _volume(self, path: str, backing: str) -> Volume:
+    def _volume(self, path: str, backing: str, made: bool) -> Volume:
         assert self._test is not None
-        if not os.path.isdir(backing):
+        if not made:
             os.mkdir(backing)
             os.chmod(backing, 0o1777 if path == TMP else 0o755)
         return Volume(path, backing, self._test)

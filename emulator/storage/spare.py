@@ -23,6 +23,7 @@ class Spare:
     def __init__(self) -> None:
         self._path: str | None = None
         self._test = ""
+        self._thrown_away = 0
         self._visible: object = None
         self._folders: dict[str, list[str]] = {"data": ["data"]}
         self._stamps: dict[str, list[object]] = {}
@@ -61,22 +62,18 @@ class Spare:
         """The volumes in which nothing was changed since; none after runners or limits."""
         if not set(os.listdir(self._test)) <= set(KINDS):
             return set()
-        return {
-            kind
-            for kind, stamps in self._stamps.items()
-            if _stamps(self._test, self._folders[kind]) == stamps
-            and _contents(self._test, self._folders[kind]) == self._contents[kind]
-        }
+        return {kind for kind in self._stamps if self._is_as_made(kind)}
 
     def take(self, kinds: set[str], sweeper: Sweeper) -> None:
         """Keep these volumes of the test for the next one, and remove everything else of it."""
-        self._path = self._test
         if not kinds:
-            self.discard(sweeper)
+            self._stamps.clear()
+            sweeper.remove(self._test)
             return
         for kind in set(KINDS) - kinds:
             self._stamps.pop(kind, None)
             self._throw_away(kind, sweeper)
+        self._path = self._test
 
     def keep(self) -> None:
         """Leave the test's directory alone from now on."""
@@ -89,9 +86,21 @@ class Spare:
         if path is not None:
             sweeper.remove(path)
 
+    def _is_as_made(self, kind: str) -> bool:
+        folders = self._folders[kind]
+        try:
+            return (
+                _stamps(self._test, folders) == self._stamps[kind]
+                and _contents(self._test, folders) == self._contents[kind]
+            )
+        except OSError:  # something is gone, or closed
+            return False
+
     def _throw_away(self, kind: str, sweeper: Sweeper) -> None:
-        place, trash = f"{self._test}/{kind}", f"{self._test}-{kind}"
+        place = f"{self._test}/{kind}"
         if os.path.isdir(place):
+            self._thrown_away += 1
+            trash = f"{self._test}-{kind}-{self._thrown_away}"
             os.chmod(place, 0o700)  # only a directory that one may write to changes its parent
             os.rename(place, trash)
             sweeper.remove(trash)
