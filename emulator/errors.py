@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["EmulatorError", "NamespaceRefusedError", "UnknownHostError"]
+__all__ = [
+    "EmulatorError",
+    "NamespaceRefusedError",
+    "ThreadsRunningError",
+    "UnknownHostError",
+]
 
 
 class EmulatorError(Exception):
@@ -11,6 +16,10 @@ class EmulatorError(Exception):
 
 class NamespaceRefusedError(EmulatorError):
     """The kernel refused a namespace or a mount; the message says which and what to do."""
+
+
+class ThreadsRunningError(NamespaceRefusedError):
+    """A user namespace can be entered only by a process with one thread, and this has more."""
 
 
 class UnknownHostError(EmulatorError, ConnectionError):

@@ -1,12 +1,15 @@
 """Getting the right to mount, as early as it must be and as little as it can be.
 
-It must be before any thread starts. Where another plugin imports numpy, which starts one, write
+It must be before any thread starts. Where another plugin starts one in Python, write
 ``-p pytest_fal.namespace`` into ``addopts``: such plugins are loaded before all others.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import warnings
 
 import pytest
 
@@ -54,16 +57,47 @@ def enter_early(config: pytest.Config) -> None:
 def _enter() -> None:
     """Try it, once, if it is needed."""
     global _outcome
-    from emulator.errors import NamespaceRefusedError
+    from emulator.errors import NamespaceRefusedError, ThreadsRunningError
     from emulator.storage import mounts
 
     if _outcome is not None or mounts.has_mount_capability():
         return
     try:
-        mounts.enter_user_namespace()
+        try:
+            mounts.enter_user_namespace()
+        except ThreadsRunningError:
+            # Not threading.active_count(): pytest-xdist's workers start theirs below it.
+            if len(sys._current_frames()) > 1:
+                raise
+            _continue_in_a_child()
+            mounts.enter_user_namespace()
         _outcome = ""
     except NamespaceRefusedError as error:
         _outcome = str(error)
+
+
+def _continue_in_a_child() -> None:
+    """Go on in a child process, which has one thread; this one waits and ends as it ends.
+
+    For the threads of native libraries only: numpy starts some when it is imported, and plugins
+    such as pytest-randomly import it. Python's own threads would be missing in the child.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads, which we mean
+        child = os.fork()
+    if child == 0:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, lambda received, _: os.kill(child, received))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 128 - code)
 
 
 def explain(config: pytest.Config, why: str) -> None:

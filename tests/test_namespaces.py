@@ -340,9 +340,9 @@ def test_the_user_namespace_can_be_switched_off(tmp_path: Path) -> None:
 
 THREADS_FIRST = (
     "pytest-fal must enter a user namespace before any thread starts, and threads are running "
-    "already. Where a plugin starts them (pytest-randomly imports numpy), add "
-    "-p pytest_fal.namespace to addopts, which loads before other plugins. Where sitecustomize or "
-    "a .pth file does, do not start them there; or run the tests as root."
+    "already. Where a plugin starts them, add -p pytest_fal.namespace to addopts, which loads "
+    "before other plugins. Where sitecustomize or a .pth file does, do not start them there; or "
+    "run the tests as root."
 )
 STARTS_A_THREAD = """
 import threading
@@ -363,6 +363,40 @@ def test_threads_of_a_plugin_come_too_early(tmp_path: Path) -> None:
 
     result = run_as_user(*PLAIN, *EARLY, *plugin, "test_inner.py", cwd=tmp_path, **environment)
     assert outcome(result) == "2 passed"
+
+
+IMPORTS_NUMPY = """
+import os
+
+import numpy
+
+before = os.getpid()
+assert len(os.listdir("/proc/self/task")) > 1
+"""
+SAYS_WHERE_IT_RUNS = """
+import os
+import numpy_plugin
+
+def test_runs_in_a_child_of_the_process_that_was_started(fal_data):
+    assert os.getppid() == numpy_plugin.before
+    assert fal_data.tree() == []
+
+def test_fails():
+    assert False
+"""
+
+
+@root_only
+@pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="numpy starts no threads on one processor")
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")], ids=["one", "two workers"])
+def test_native_threads_are_left_behind(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    pytest.importorskip("numpy")
+    (tmp_path / "test_inner.py").write_text(SAYS_WHERE_IT_RUNS if not workers else USES_DATA)
+    (tmp_path / "numpy_plugin.py").write_text(IMPORTS_NUMPY)
+    arguments = (*PLAIN, "-p", "numpy_plugin", *workers, "test_inner.py")
+    result = run_as_user(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert outcome(result) == ("1 passed" if workers else "1 failed, 1 passed"), result.stdout
+    assert result.returncode == (0 if workers else 1)
 
 
 @root_only

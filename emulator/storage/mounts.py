@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from emulator.errors import NamespaceRefusedError
+from emulator.errors import NamespaceRefusedError, ThreadsRunningError
 
 __all__ = [
     "View",
@@ -154,7 +154,8 @@ def enter_user_namespace() -> None:
     programs (``sudo``, ``ping``) stop working in it and in its children.
 
     Raises:
-        NamespaceRefusedError: the kernel does not allow it, or threads are running already.
+        ThreadsRunningError: threads are running already.
+        NamespaceRefusedError: the kernel does not allow it.
     """
     uid, gid = os.geteuid(), os.getegid()
     capabilities = int(_status("CapEff") or "0", 16)
@@ -162,12 +163,11 @@ def enter_user_namespace() -> None:
         _call("unshare", CLONE_NEWUSER)
     except OSError as error:
         if error.errno == errno.EINVAL and int(_status("Threads") or "0") > 1:
-            raise NamespaceRefusedError(
+            raise ThreadsRunningError(
                 "pytest-fal must enter a user namespace before any thread starts, and threads are "
-                "running already. Where a plugin starts them (pytest-randomly imports numpy), add "
-                "-p pytest_fal.namespace to addopts, which loads before other plugins. Where "
-                "sitecustomize or a .pth file does, do not start them there; or run the tests as "
-                "root."
+                "running already. Where a plugin starts them, add -p pytest_fal.namespace to "
+                "addopts, which loads before other plugins. Where sitecustomize or a .pth file "
+                "does, do not start them there; or run the tests as root."
             ) from error
         raise _refused("a user namespace, unshare(CLONE_NEWUSER)", error) from error
     try:
