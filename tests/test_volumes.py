@@ -903,3 +903,14 @@ def test_what_cannot_be_removed_waits(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert (busy.exists(), other.exists()) == (True, False)
+
+
+def test_the_sweeper_does_not_mind_a_clock_that_comes_and_goes(fal_emulator: Emulator) -> None:
+    """``shutil.rmtree`` compares ``os.lstat`` with itself from step to step (Python 3.13)."""
+    for number in range(20):
+        fal_emulator.data.write(f"folder-{number}/a/b/c", b"1")
+        fal_emulator.clock.freeze()
+        fal_emulator.stop()
+        fal_emulator.start()
+        fal_emulator.clock.freeze()
+        fal_emulator.clock.resume()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import shutil
 import threading
 
 __all__ = ["Sweeper", "remove_tree"]
@@ -57,13 +56,28 @@ def remove_tree(path: str) -> None:
         OSError: something in it cannot be removed.
     """
     try:
-        shutil.rmtree(path)
+        _remove(path)
     except FileNotFoundError:
         if os.path.lexists(path):  # somebody else removed a part of it meanwhile
-            shutil.rmtree(path)
+            _remove(path)
     except OSError:
         _allow(path)
-        shutil.rmtree(path)
+        _remove(path)
+
+
+def _remove(path: str) -> None:
+    """As ``shutil.rmtree``, which breaks where another thread's clock replaces ``os.lstat``."""
+
+    def give_up(error: OSError) -> None:
+        raise error
+
+    for folder, names, files in os.walk(path, topdown=False, onerror=give_up):
+        for name in files:
+            os.unlink(os.path.join(folder, name))
+        for name in names:
+            place = os.path.join(folder, name)
+            os.unlink(place) if os.path.islink(place) else os.rmdir(place)
+    os.rmdir(path)
 
 
 def _allow(path: str) -> None:
