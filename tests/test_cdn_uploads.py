@@ -19,6 +19,7 @@ from fal.toolkit import File
 from fal.toolkit.file.providers.fal import InternalFalFileRepositoryV3
 from fal_client import client as fal_client_module
 from PIL import Image
+from versions import since
 
 from emulator.errors import EmulatorError
 
@@ -317,6 +318,7 @@ def test_the_toolkits_multipart_from_a_path(fal_cdn: CDN, tmp_path: Path) -> Non
     assert fal_cdn.get(file.url) == b"0123456789"
 
 
+@since("1.82.0", "an empty file is sent as one part")
 def test_the_toolkits_empty_multipart_is_one_empty_part(
     fal_cdn: CDN, fal_ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -527,6 +529,7 @@ def test_zero_parts_are_refused_at_google_too(fal_cdn: CDN) -> None:
     assert answer.status_code == 400
 
 
+@since("1.77.0", "the fallback is gcs alone")
 def test_the_toolkit_falls_back_to_google(
     fal_cdn: CDN,
     fal_faults: Faults,
@@ -715,3 +718,11 @@ def memory_grows_by_less_than(limit: int) -> Iterator[None]:
 def _memory(name: str) -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
+
+
+def test_the_cdn_before_v3_takes_direct_uploads_with_the_accounts_key(fal_cdn: CDN) -> None:
+    """What the SDK's ``cdn`` repository sent before 1.77.0 [sdk-study §1b]."""
+    headers = {**ACCOUNT, "Content-Type": "text/plain", "X-Fal-File-Name": "a.txt"}
+    answer = httpx.post("https://fal.media/files/upload", content=b"x", headers=headers)
+    assert answer.json()["access_url"].startswith("https://fal.media/files/")
+    assert fal_cdn.get(answer.json()["access_url"]) == b"x"

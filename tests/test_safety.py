@@ -172,11 +172,12 @@ def test_repositories_and_limits_that_a_test_changes_are_restored(fal_emulator):
     from fal.toolkit.file.providers.fal import MultipartUploadV3
 
     threshold = MultipartUploadV3.MULTIPART_THRESHOLD
+    fallback = file.FALLBACK_REPOSITORY.copy()
     file.FALLBACK_REPOSITORY.append("r2")
     file.BUILT_IN_REPOSITORIES["mine"] = object
     MultipartUploadV3.MULTIPART_THRESHOLD = 1
     fal_emulator.reset()
-    assert file.FALLBACK_REPOSITORY == ["fal"]
+    assert fallback == file.FALLBACK_REPOSITORY
     assert "mine" not in file.BUILT_IN_REPOSITORIES
     assert threshold == MultipartUploadV3.MULTIPART_THRESHOLD
 

@@ -1,0 +1,14 @@
+"""Marks for tests of what the SDK does only from some version on."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+
+
+def since(first: str, what: str) -> pytest.MarkDecorator:
+    """Skip below this version of fal."""
+    installed, wanted = (tuple(map(int, v.split(".")[:3])) for v in (version("fal"), first))
+    reason = f"fal {version('fal')}: {what} only since {first}"
+    return pytest.mark.skipif(installed < wanted, reason=reason)
