@@ -240,6 +240,7 @@ class Emulator:
                 if os.path.exists(path):
                     os.unlink(path)
             remove_tree(self._environment.home)
+            os.rmdir(self._spill)
         self._disk.close()
         if self._own_root and os.path.isdir(self._root) and not os.listdir(self._root):
             os.rmdir(self._root)
@@ -261,11 +262,11 @@ class Emulator:
         self._disk.keep_visible(self._visible)
         self._wire = Wire(self._answer_wire, self._authority)
         self._wire.start()
-        spill = os.path.join(self._root, "objects")
-        os.makedirs(spill, exist_ok=True)
-        self._store = ObjectStore(spill, now=self.clock.now)
+        self._spill = os.path.join(self._root, "objects")
+        os.makedirs(self._spill, exist_ok=True)
+        self._store = ObjectStore(self._spill, now=self.clock.now)
         self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
-        self._runners = Runners(self, self._disk, self._identities)
+        self._runners = Runners(self._disk, self.ledger, self._identities, lambda: self.settings)
         self._connect_network()
         self._prepared = True
 

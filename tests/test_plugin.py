@@ -286,3 +286,23 @@ def test_a_look_up_that_is_refused_names_what_is_served(pytester):
             "(fal_origin serves exmaple.com)"
         ]
     )
+
+
+def test_a_root_that_was_given_is_left_empty_and_an_own_one_is_removed(tmp_path):
+    program = """
+import os, sys
+from emulator import Emulator
+for root in (sys.argv[1], None):
+    emulator = Emulator(root=root)
+    for _ in range(2):
+        emulator.start()
+        emulator.data.write("x", b"x")
+        emulator.stop()
+    place = emulator._root
+    emulator.close()
+    emulator.close()
+    print(os.listdir(place) if os.path.exists(place) else "gone")
+"""
+    command = [sys.executable, "-W", "error", "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "gone"], done.stderr

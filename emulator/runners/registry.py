@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from emulator.sdk import load_app_module, publish_current_app, quick_package_lis
 from emulator.storage import mounts
 
 if TYPE_CHECKING:
-    from emulator.account import Emulator
     from emulator.identity import Identities
+    from emulator.ledger import Ledger
+    from emulator.settings import Settings
     from emulator.storage.disk import Disk
 
 __all__ = ["Runners"]
@@ -26,10 +27,17 @@ __all__ = ["Runners"]
 class Runners:
     """Boots runners and knows them."""
 
-    def __init__(self, emulator: Emulator, disk: Disk, identities: Identities) -> None:
-        self._emulator = emulator
+    def __init__(
+        self,
+        disk: Disk,
+        ledger: Ledger,
+        identities: Identities,
+        settings: Callable[[], Settings],
+    ) -> None:
         self._disk = disk
+        self._ledger = ledger
         self._identities = identities
+        self._settings = settings
         self.all: list[Runner] = []
         self._alive: dict[int, ThreadRunner] = {}
         self._names: dict[int, str] = {}
@@ -65,7 +73,7 @@ class Runners:
 
     def backings(self) -> Iterator[str]:
         """Where all volumes really are; their files' times follow the clock."""
-        if not self._emulator.active:
+        if self._disk.directory is None:
             return
         yield str(self._disk.data.backing)
         yield str(self._disk.tmp.backing)
@@ -82,7 +90,7 @@ class Runners:
         name = f"runner-{self._count}"
         self._set_environment(env)
         disk = self._disk.new_runner(name)
-        settings = self._emulator.settings
+        settings = self._settings()
         if settings.tmp_size is not None:
             disk.tmp.limit(settings.tmp_size)
         runner = ThreadRunner(
@@ -120,7 +128,7 @@ class Runners:
             self._alive.pop(runner.namespace or 0, None)
             self._publish()
             return
-        self._emulator.ledger.event("runner", f"{runner.name} {state}")
+        self._ledger.event("runner", f"{runner.name} {state}")
         if state == "SETUP" and runner.namespace is not None:
             self._alive[runner.namespace] = runner
             self._names[runner.namespace] = runner.name
@@ -148,7 +156,7 @@ class Runners:
         return None if runner is None else runner.printed
 
     def _gateway_headers(self) -> dict[str, str]:
-        settings = self._emulator.settings
+        settings = self._settings()
         token = self._identities.issue(settings.nickname, settings.token_lifetime)
         return {
             "x-fal-endpoint": f"{settings.nickname}/{settings.app_name}",
@@ -158,10 +166,10 @@ class Runners:
 
     def _grace(self, app: type) -> timedelta:
         own = getattr(app, "termination_grace_period_seconds", None)
-        return timedelta(seconds=own) if own else self._emulator.settings.termination_grace_period
+        return timedelta(seconds=own) if own else self._settings().termination_grace_period
 
     def _set_environment(self, given: dict[str, str]) -> None:
-        settings = self._emulator.settings
+        settings = self._settings()
         if not self._alive:
             self._given = {}
         for name, value in given.items():

@@ -146,7 +146,7 @@ class Disk:
             if view is not None:
                 view.close()
         self._home = self._inside = None
-        for leftover in (self._stage, self.volumes, self.root):
+        for leftover in (self._stage, self.volumes):
             mounts.attempt(lambda path=leftover: os.rmdir(path))  # type: ignore[misc]
 
     # --- the namespace ---------------------------------------------------------------------------
