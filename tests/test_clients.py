@@ -25,6 +25,7 @@ import urllib3
 from botocore.config import Config
 
 from emulator.errors import UnknownHostError
+from emulator.storage import mounts
 
 URL = "https://api.example.com/v1/thing?q=1"
 
@@ -200,13 +201,33 @@ def test_a_route_of_the_users_wins_over_localhost_for_httpx(fal_http):
     assert httpx.get("http://localhost:9/x").content == b"routed"
 
 
-@pytest.mark.fal(allow_hosts=["192.0.2.1"])
-def test_an_allowed_host_is_left_to_the_real_network(fal_emulator):
-    # 192.0.2.0/24 is reserved for documentation: that it is tried, not who answers, is the point.
-    with socket.socket() as sock:
-        sock.setblocking(False)
-        assert sock.connect_ex(("192.0.2.1", 9)) != 0
-    assert fal_emulator.ledger.problems == []
+@pytest.fixture
+def real_name(fal_emulator, tmp_path):
+    """``allowed.example.com``, to the real resolver this machine's loopback."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 allowed.example.com localhost\n")
+    mounts.bind(str(hosts), "/etc/hosts")
+    yield
+    mounts.unmount("/etc/hosts")
+
+
+@every_client
+@pytest.mark.fal(allow_hosts=["allowed.example.com"])
+def test_an_allowed_host_is_the_real_one(get, real_name, fal_emulator):
+    server, thread = serve_once(b"real")
+    with server:
+        assert get(f"http://allowed.example.com:{server.server_port}/x?") == b"real"
+        thread.join()
+    assert fal_emulator.ledger.exchanges == []
+
+
+@every_client
+def test_a_route_that_passes_a_host_through_lets_the_real_one_answer(get, real_name, fal_http):
+    fal_http.route(host="allowed.example.com").pass_through()
+    server, thread = serve_once(b"real")
+    with server:
+        assert get(f"http://allowed.example.com:{server.server_port}/x?") == b"real"
+        thread.join()
 
 
 @pytest.mark.fal(allow_hosts=["allowed.example.com"])
