@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import httpx
@@ -76,6 +77,7 @@ class Emulator:
         self._authority_pem = authority
         self._visible = tuple(visible)
         self._prepared = False
+        self._undo = ExitStack()
         self.active = False
 
         self.clock = Clock()
@@ -179,17 +181,31 @@ class Emulator:
         try:
             self._reset_state()
             self._limit_volumes()
-            certificate = self._certificate()
-            self._environment.enter(certificate, {})
-            self._sdk.save(self._environment.home)
-            self._httpx.install()
-            self._urllib.install()
-            self._resolver.install()
-            self._aiohttp.install(certificate)
-            self.active = True
+            self._surround()
         except BaseException:
-            self.stop()
+            self._disk.unmount(keep=False)
             raise
+
+    def _surround(self) -> None:
+        """Put everything in place; what undoes it is called in the opposite order."""
+        certificate = self._certificate()
+        with ExitStack() as undo:
+            undo.callback(self._sdk.restore)
+            self._sdk.save(self._environment.home)
+            undo.callback(self._environment.leave)
+            self._environment.enter(certificate)
+            for entrance in (self._httpx, self._urllib, self._resolver):
+                undo.callback(entrance.uninstall)
+                entrance.install()
+            undo.callback(self._aiohttp.uninstall)
+            self._aiohttp.install(certificate)
+            undo.callback(self._wire.close_connections)
+            undo.callback(self._cdn.reset, self.settings)
+            undo.callback(self.clock.reset)
+            undo.callback(self._sdk.drain)
+            undo.callback(self._runners.stop_all)
+            self._undo = undo.pop_all()
+        self.active = True
 
     def stop(self, keep: bool = False) -> str | None:
         """Shut down the runners and leave the process as it was before ``start``.
@@ -200,27 +216,11 @@ class Emulator:
         Returns:
             Where the volumes were kept.
         """
-        kept: str | None = None
-        actions: list[Callable[[], object]] = [
-            self._runners.stop_all,
-            self._sdk.drain,
-            self.clock.reset,
-            lambda: self._cdn.reset(self.settings),
-            self._wire.close_connections,
-            self._aiohttp.uninstall,
-            self._resolver.uninstall,
-            self._urllib.uninstall,
-            self._httpx.uninstall,
-            self._environment.leave,
-            self._sdk.restore,
-        ]
-        if not self.active:
-            del actions[5:9]
         self.active = False
-        errors = [error for action in actions if (error := _attempt(action)) is not None]
-        kept = self._disk.unmount(keep)
-        if errors:
-            raise errors[0]
+        try:
+            self._undo.close()
+        finally:
+            kept = self._disk.unmount(keep)
         return kept
 
     def reset(self, settings: Settings | None = None) -> None:
@@ -363,12 +363,3 @@ def _aborting(stream: Iterator[bytes]) -> Iterator[bytes]:
         yield from stream
     except ConnectionResetError as error:
         raise Abort(reset=True) from error
-
-
-def _attempt(action: Callable[[], object]) -> Exception | None:
-    """Run one step of many that all have to be tried."""
-    try:
-        action()
-    except Exception as error:
-        return error
-    return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
 
 __all__ = ["Environment"]
 
@@ -51,7 +50,7 @@ class Environment:
         self._path: list[str] = []
         self._tempdir: str | None = None
 
-    def enter(self, certificate: str, extra: Mapping[str, str]) -> None:
+    def enter(self, certificate: str) -> None:
         """Replace; *certificate* is a file with the CAs that clients shall trust."""
         self._saved = _variables()
         self._directory = os.getcwd()
@@ -66,7 +65,6 @@ class Environment:
         environment["FAL_HOME_DIR"] = self.home
         for name in _CA_VARIABLES:
             environment[name] = certificate
-        environment.update(extra)
 
     def leave(self) -> None:
         """Restore."""

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fal.ref import get_current_app
 from fal.toolkit import File
+from leaks import patched_attributes
 from pydantic import BaseModel
 
 from emulator.errors import EmulatorError
@@ -513,3 +514,22 @@ def test_finalizers_of_the_apps_objects_run_in_its_own_tmp(fal_runner, fal_tmp, 
 
     fal_runner(Holding).stop()
     assert fal_data.read("finalized") == b"True"
+
+
+def test_an_app_that_cannot_be_torn_down_does_not_keep_the_emulation_in_place(fal_emulator):
+    class Broken(fal.App):
+        @fal.endpoint("/")
+        def f(self) -> dict:
+            return {}
+
+        def teardown(self):
+            raise ValueError("cannot let go")
+
+    fal_emulator.runner(Broken)
+    during = patched_attributes()["socket.getaddrinfo"]
+    with pytest.raises(ValueError, match="cannot let go"):
+        fal_emulator.stop()
+    assert patched_attributes()["socket.getaddrinfo"] is not during
+    assert "FAL_APP_NAME" not in os.environ
+    assert fal_emulator.directory is None
+    fal_emulator.start()
