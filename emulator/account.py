@@ -179,6 +179,9 @@ class Emulator:
         self._prepare()
         self._disk.mount(name)
         try:
+            # The first time only. Its threads see what this one sees now: a side effect of a user's
+            # route that writes to /data, called on one of them, must not find the host's.
+            self._wire.start()
             self._reset_state()
             self._limit_volumes()
             self._surround()
@@ -248,7 +251,7 @@ class Emulator:
     # --- inside ----------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """What lives from the first ``start`` to ``close``. Threads start outside of our mounts."""
+        """What lives from the first ``start`` to ``close``."""
         if self._prepared:
             return
         pem = self._authority_pem
@@ -261,7 +264,6 @@ class Emulator:
         self._environment = Environment(home)
         self._disk.keep_visible(self._visible)
         self._wire = Wire(self._answer_wire, self._authority)
-        self._wire.start()
         self._spill = os.path.join(self._root, "objects")
         os.makedirs(self._spill, exist_ok=True)
         self._store = ObjectStore(self._spill, now=self.clock.now)

@@ -118,6 +118,18 @@ def test_an_async_side_effect_answers(get, fal_http):
 
 
 @every_client
+def test_a_side_effect_that_writes_to_data_writes_to_the_emulated_one(get, fal_http, fal_data):
+    def answer(request):
+        with open("/data/from-a-side-effect", "wb") as file:
+            file.write(request.method.encode())
+        return httpx.Response(200)
+
+    fal_http.get("https://api.example.com/v1/thing").mock(side_effect=answer)
+    get(URL)
+    assert fal_data.tree() == ["from-a-side-effect"]
+
+
+@every_client
 def test_an_unknown_host_is_refused_with_the_line_to_write(get, fal_emulator):
     with pytest.raises(Exception) as caught:
         get("https://nowhere.example.com/x")

@@ -85,7 +85,7 @@ class Wire:
         self._crew: _Crew | None = None
 
     def start(self) -> None:
-        """Listen on a free port of 127.0.0.1."""
+        """Listen on a free port of 127.0.0.1; a second call does nothing."""
         if self._crew is None:
             self._crew = _Crew(self)
 
