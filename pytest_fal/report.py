@@ -105,10 +105,6 @@ def _tree(volume: Volume) -> list[str]:
 
 
 def _output(text: str) -> list[str]:
-    from emulator.runners.output import readable
+    from emulator.runners.output import without_noise
 
-    lines: list[str] = []
-    for line in text.splitlines():
-        if not line.startswith("[debug] Python packages"):
-            lines += readable(line).splitlines()
-    return lines[-_MOST:]
+    return without_noise(text)[-_MOST:]

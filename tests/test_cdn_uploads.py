@@ -8,7 +8,6 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import pytest
 from fal.toolkit import File
 from fal.toolkit.file.providers.fal import InternalFalFileRepositoryV3
 from fal_client import client as fal_client_module
+from memory import MEBIBYTE, memory_grows_by_less_than
 from PIL import Image
 from versions import since
 
@@ -35,7 +35,6 @@ REST = "https://rest.fal.ai"
 CDN_URL = "https://v3.fal.media"
 ACCOUNT = {"Authorization": "Key id:secret"}
 SPELLINGS = ["X-Fal-Object-Lifecycle", "X-Fal-Object-Lifecycle-Preference"]
-MEBIBYTE = 1024 * 1024
 ONE_MINUTE = '{"expiration_duration_seconds": 60}'
 
 
@@ -703,21 +702,6 @@ def test_a_large_upload_from_memory_is_not_held_twice(fal_cdn: CDN) -> None:
         urllib.request.urlopen(request).close()
     assert fal_cdn.info(upload["file_url"]).size == len(data)
     fal_cdn.expire(upload["file_url"])
-
-
-@contextmanager
-def memory_grows_by_less_than(limit: int) -> Iterator[None]:
-    """Compare the peak inside with what was held before; both in bytes."""
-    before = _memory("VmRSS")
-    with open("/proc/self/clear_refs", "w") as peak:
-        peak.write("5")  # the peak counts from now on
-    yield
-    assert _memory("VmHWM") - before < limit
-
-
-def _memory(name: str) -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
 
 
 def test_the_cdn_before_v3_takes_direct_uploads_with_the_accounts_key(fal_cdn: CDN) -> None:

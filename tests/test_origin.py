@@ -19,6 +19,7 @@ import pytest
 import requests
 from fal.toolkit import download_file
 from fal.toolkit.utils.download_utils import DownloadError
+from memory import MEBIBYTE, memory_grows_by_less_than
 
 from emulator.errors import EmulatorError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from emulator.ledger import Ledger
 
 URL = "https://example.com/model.bin"
-MEBIBYTE = 1024 * 1024
 GIGABYTE = 1_000_000_000
 
 
@@ -417,18 +417,3 @@ def test_a_download_by_the_toolkit_takes_no_memory(fal_origin: Origin) -> None:
     with memory_grows_by_less_than(60 * MEBIBYTE):
         path = download_file(URL, target_dir="/data/x")
     assert Path(path).stat().st_size == size
-
-
-@contextmanager
-def memory_grows_by_less_than(limit: int) -> Iterator[None]:
-    """Compare the peak inside with what was held before; both in bytes."""
-    before = _memory("VmRSS")
-    with open("/proc/self/clear_refs", "w") as peak:
-        peak.write("5")  # the peak counts from now on
-    yield
-    assert _memory("VmHWM") - before < limit
-
-
-def _memory(name: str) -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))

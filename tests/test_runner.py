@@ -316,16 +316,17 @@ def test_the_end_of_a_test_shuts_its_runners_down(pytester):
     assert "torn down" in result.stderr.str()
 
 
+class Clinging(fal.App):
+    @fal.endpoint("/")
+    def f(self) -> dict:
+        return {}
+
+    def teardown(self):
+        raise ValueError("cannot let go")
+
+
 def test_an_error_in_teardown_is_raised_by_stop(fal_runner):
-    class Broken(fal.App):
-        @fal.endpoint("/")
-        def f(self) -> dict:
-            return {}
-
-        def teardown(self):
-            raise ValueError("cannot let go")
-
-    runner = fal_runner(Broken)
+    runner = fal_runner(Clinging)
     with pytest.raises(ValueError, match="cannot let go"):
         runner.stop()
     assert runner.state == "TERMINATED"
@@ -517,15 +518,7 @@ def test_finalizers_of_the_apps_objects_run_in_its_own_tmp(fal_runner, fal_tmp, 
 
 
 def test_an_app_that_cannot_be_torn_down_does_not_keep_the_emulation_in_place(fal_emulator):
-    class Broken(fal.App):
-        @fal.endpoint("/")
-        def f(self) -> dict:
-            return {}
-
-        def teardown(self):
-            raise ValueError("cannot let go")
-
-    fal_emulator.runner(Broken)
+    fal_emulator.runner(Clinging)
     during = patched_attributes()["socket.getaddrinfo"]
     with pytest.raises(ValueError, match="cannot let go"):
         fal_emulator.stop()

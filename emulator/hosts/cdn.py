@@ -16,7 +16,7 @@ from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import Body, json_reply, reply
 from emulator.network.router import WouldBlock
-from emulator.storage.cdn import CDN, CDNFile, Upload, UploadError
+from emulator.storage.cdn import CDN, TIME, CDNFile, Upload, UploadError
 from emulator.storage.lifecycle import ByteRange, Unsatisfiable, decide, parse_range, status_of
 
 __all__ = ["CDNHost"]
@@ -100,9 +100,7 @@ class CDNHost:
     def _missing(self, url: str, exchange: Exchange) -> httpx.Response:
         """All of these look alike to the SDK; the ledger tells them apart [§8, pitfall 11]."""
         if self._cdn.has_expired(url):
-            exchange.notes.append(
-                f"the file expired at {self._cdn.info(url).expires_at:%Y-%m-%d %H:%M:%S UTC}"
-            )
+            exchange.notes.append(f"the file expired at {self._cdn.info(url).expires_at:{TIME}}")
             return _error(self._cdn.settings.expired_status)
         if self._cdn.pending(url):
             exchange.notes.append("the file's upload has begun and is not finished")
@@ -127,11 +125,11 @@ class CDNHost:
         resumes = request.headers.get("if-range", etag) in (etag, modified)
         wanted = parse_range(request.headers.get("range"), file.size) if resumes else None
         if isinstance(wanted, Unsatisfiable):
-            return reply(416, headers=[*headers, ("content-range", f"bytes */{file.size}")])
+            return reply(416, headers=[*headers, ("content-range", wanted.content_range)])
         start, end, status = 0, file.size, 200
         if isinstance(wanted, ByteRange):
             start, end, status = wanted.start, wanted.end, 206
-            headers.append(("content-range", f"bytes {start}-{end - 1}/{file.size}"))
+            headers.append(("content-range", wanted.content_range))
         stream = self._cdn.read(file.url, start, end)
         return reply(status, headers=headers, stream=stream, length=end - start)
 

@@ -197,10 +197,10 @@ def _deliver(
         headers.append(("accept-ranges", "bytes"))
         wanted = parse_range(request.headers.get("range"), total)
         if isinstance(wanted, Unsatisfiable):
-            return reply(416, headers=[*headers, ("content-range", f"bytes */{total}")])
+            return reply(416, headers=[*headers, ("content-range", wanted.content_range)])
         if isinstance(wanted, ByteRange):
             start, end, status = wanted.start, wanted.end, 206
-            headers.append(("content-range", f"bytes {start}-{end - 1}/{total}"))
+            headers.append(("content-range", wanted.content_range))
     length = end - start
     if isinstance(served.content_length, int):
         length = served.content_length

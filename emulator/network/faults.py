@@ -39,10 +39,15 @@ class Fault:
     #: Whether it only takes time, and goes together with any other.
     delays: bool = False
 
+    @property
+    def is_left(self) -> bool:
+        """Whether it has not struck as often as it shall."""
+        return self.times is None or len(self.struck) < self.times
+
     def matches(self, exchange: Exchange) -> bool:
         """Whether it strikes this exchange."""
         return (
-            (self.times is None or len(self.struck) < self.times)
+            self.is_left
             and (self.host is None or self.host == exchange.host)
             and (self.method is None or self.method.upper() == exchange.method)
             and (self.path is None or matches_path(self.path, exchange.path))
@@ -111,9 +116,8 @@ class Faults:
     def strike_connection(self, host: str) -> Fault | None:
         """The fault that hits a connection to *host* before any request, if one does."""
         for fault in self._faults:
-            left = fault.times is None or len(fault.struck) < fault.times
             anything = fault.method is None and fault.path is None
-            if left and anything and fault.connecting and fault.host in (None, host):
+            if fault.is_left and anything and fault.connecting and fault.host in (None, host):
                 return fault
         return None
 

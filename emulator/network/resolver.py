@@ -46,7 +46,7 @@ class Resolver:
     Args:
         wire: where emulated connections really go.
         answers: whether something in the test answers for a host name.
-        lets_through: whether a host name is allowed to be the real one.
+        lets_through: whether a host is the real one: loopback, or let through by the test.
         report: told of every refusal.
         runner: the name of the runner that the calling thread is on.
     """
@@ -87,10 +87,6 @@ class Resolver:
             ipaddress.ip_address(address)
             self._name_of[address] = name.lower()
         self._chosen[name.lower()] = addresses
-
-    def passes(self, host: str) -> bool:
-        """Whether connections to this host are real: loopback, or let through by the test."""
-        return is_local(host) or self._lets_through(host)
 
     # --- what stands in for socket's functions ---------------------------------------------------
 
@@ -188,7 +184,7 @@ class Resolver:
         name = name.lower().rstrip(".")
         if name in self._chosen:
             return self._chosen[name]
-        if self.passes(name):
+        if self._lets_through(name):
             return None
         if not self._answers(name):
             message = str(unknown_host(name, f"looking up {name}"))
@@ -211,7 +207,7 @@ class Resolver:
         if not _is_address(host):
             family, kind = sock.family, sock.type
             host = str(self._getaddrinfo(host, port, family, kind)[0][4][0])
-        if is_local(host) or host in self._real_addresses or self._lets_through(host):
+        if host in self._real_addresses or self._lets_through(host):
             return real(sock, (host, *address[1:]))
         if not self._is_emulated(host) or sock.type == socket.SOCK_DGRAM:
             self._report(f"connecting to {host}:{port}: nothing in this test answers for it")

@@ -56,8 +56,6 @@ class Routes:
             PassThrough: the route lets the request through to the real network.
             Exception: whatever a route's side effect raises.
         """
-        if not self.router.routes:
-            return None
         try:
             resolved = self._resolve(request)
         except AllMockedAssertionError:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-__all__ = ["OutputSplitter", "readable"]
+__all__ = ["OutputSplitter", "readable", "without_noise"]
 
 #: The SDK prints every installed package at every start; it belongs to the runner's log only.
 _NOISE = "[debug] Python packages installed:"
@@ -94,3 +94,9 @@ def readable(line: str) -> str:
     left_out = len(frames) - len(shown)
     note = f"  ... {left_out} frames of installed packages left out\n" if left_out else ""
     return f"Traceback (most recent call last):\n{note}{''.join(shown)}{exception}"
+
+
+def without_noise(output: str) -> list[str]:
+    """The lines of a runner's output as a person reads them."""
+    lines = [line for line in output.splitlines() if not line.startswith(_NOISE)]
+    return [shown for line in lines for shown in readable(line).splitlines()]

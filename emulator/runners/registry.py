@@ -125,8 +125,7 @@ class Runners:
             self._output.install()
             return
         if state == "END":
-            self._alive.pop(runner.namespace or 0, None)
-            self._publish()
+            self._forget(runner)
             return
         self._ledger.event("runner", f"{runner.name} {state}")
         if state == "SETUP" and runner.namespace is not None:
@@ -136,11 +135,14 @@ class Runners:
             self._publish()
         elif state == "TERMINATED":
             # Also where the thread did not end: a blocking endpoint of a killed runner.
-            self._alive.pop(runner.namespace or 0, None)
-            self._publish()
+            self._forget(runner)
             if not self._alive:
                 self._output.uninstall()
                 self._restore_environment()
+
+    def _forget(self, runner: ThreadRunner) -> None:
+        self._alive.pop(runner.namespace or 0, None)
+        self._publish()
 
     def _publish(self) -> None:
         """The SDK has one current app a process: the only one there is, or a stand-in."""

@@ -55,7 +55,6 @@ class ThreadRunner(Runner):
         self._asgi: Any = None
         self._life: State = "SETUP"
         self._in_flight = 0
-        self._idle = threading.Condition()
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._loop = asyncio.new_event_loop()
@@ -135,15 +134,13 @@ class ThreadRunner(Runner):
     async def serve(self, request: httpx.Request) -> httpx.Response:
         """Let the app answer one request, on its loop."""
         transport = httpx.ASGITransport(self._asgi, raise_app_exceptions=False)
-        with self._idle:
-            self._in_flight += 1
+        self._in_flight += 1  # only ever on the loop's thread
         try:
             response = await transport.handle_async_request(request)
             await response.aread()
             return response
         finally:
-            with self._idle:
-                self._in_flight -= 1
+            self._in_flight -= 1
 
     def send(self, request: httpx.Request) -> httpx.Response:
         """Send a request to the app and wait for its answer."""

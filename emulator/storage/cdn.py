@@ -95,7 +95,8 @@ class Upload:
     parts: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
+#: How moments are shown to people.
+TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
 class CDN:
@@ -403,7 +404,7 @@ class CDN:
             if file is not None:
                 self._gone[key] = file
                 self._store.delete(key)
-                self._ledger.event("expired", f"{file.url}, at {file.expires_at:{_TIME}}")
+                self._ledger.event("expired", f"{file.url}, at {file.expires_at:{TIME}}")
 
     @staticmethod
     def _find_key(url: str) -> str:
@@ -415,9 +416,7 @@ class CDN:
     def _why_not(self, url: str) -> str:
         key = self._find_key(url)
         if key in self._gone:
-            return (
-                f"{url} is not there any more: it expired at {self._gone[key].expires_at:{_TIME}}"
-            )
+            return f"{url} is not there any more: it expired at {self._gone[key].expires_at:{TIME}}"
         if key in self._pending:
             return f"{url} is not there yet: its upload has begun and is not finished"
         known = ", ".join(file.url for file in self._files.values()) or "nothing"
