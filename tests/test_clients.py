@@ -392,6 +392,20 @@ def test_unix_sockets_are_left_alone(fal_emulator):
             client.connect("/tmp/socket")
 
 
+def test_what_a_library_kept_of_socket_is_the_real_thing_afterwards(fal_emulator):
+    """A module first imported in a test may have done ``from socket import getaddrinfo``."""
+    look_up, by_name = socket.getaddrinfo, socket.gethostbyname
+    connect = socket.socket.connect
+    fal_emulator.stop()
+    try:
+        assert look_up("localhost", 80, socket.AF_INET)[0][4] == ("127.0.0.1", 80)
+        assert by_name("localhost") == "127.0.0.1"
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as sock:
+            connect(sock, server.getsockname())
+    finally:
+        fal_emulator.start()
+
+
 # --- streaming -----------------------------------------------------------------------------------
 
 

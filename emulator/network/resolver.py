@@ -68,7 +68,9 @@ class Resolver:
         self._address_of: dict[str, str] = {}
         self._name_of: dict[str, str] = {}
         self._real_addresses: set[str] = set()
+        # Kept after uninstall: a module that was imported meanwhile may hold our functions.
         self._real: dict[str, Any] = {}
+        self._installed = False
         #: Asked before each connection to an emulated name; may raise an ``OSError``.
         self.before_connect: Callable[[str, int], None] = lambda _name, _port: None
 
@@ -99,6 +101,7 @@ class Resolver:
             "connect": socket.socket.connect,
             "connect_ex": socket.socket.connect_ex,
         }
+        self._installed = True
         connect = self._real["connect"]
         connect_ex = self._real["connect_ex"]
 
@@ -121,9 +124,10 @@ class Resolver:
 
     def uninstall(self) -> None:
         """Give them back."""
-        real, self._real = self._real, {}
-        if not real:
+        if not self._installed:
             return
+        self._installed = False
+        real = self._real
         socket.getaddrinfo = real["getaddrinfo"]
         socket.gethostbyname = real["gethostbyname"]
         socket.gethostbyname_ex = real["gethostbyname_ex"]
@@ -182,6 +186,8 @@ class Resolver:
     def _addresses(self, name: str) -> tuple[str, ...] | None:
         """The emulated addresses of a name; None: ask the real resolver."""
         name = name.lower().rstrip(".")
+        if not self._installed:
+            return None
         if name in self._chosen:
             return self._chosen[name]
         if self._lets_through(name):
@@ -201,7 +207,7 @@ class Resolver:
         return self._address_of[name]
 
     def _connect(self, real: Callable[[Any, Any], Any], sock: socket.socket, address: Any) -> Any:
-        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        if not self._installed or sock.family not in (socket.AF_INET, socket.AF_INET6):
             return real(sock, address)
         host, port = _text(address[0]) or "", address[1]
         if not _is_address(host):
