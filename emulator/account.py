@@ -23,17 +23,20 @@ from emulator.hosts.cdn import CDNHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
 from emulator.identity import Identities
-from emulator.ledger import Ledger
+from emulator.ledger import Exchange, Ledger
 from emulator.network.aiohttp_context import AiohttpContext
+from emulator.network.bodies import CutShortError
+from emulator.network.fault import Fault, Stage
 from emulator.network.faults import Faults
 from emulator.network.httpx_entrance import HttpxEntrance
+from emulator.network.matching import Connection
 from emulator.network.reply import Body
 from emulator.network.resolver import Resolver, is_local
 from emulator.network.router import Router
 from emulator.network.routes import Routes
 from emulator.network.trust import Authority
 from emulator.network.urllib_entrance import UrllibEntrance
-from emulator.network.wire import Abort, Wire
+from emulator.network.wire import Abort, Peer, Stall, Wire
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
 from emulator.settings import Settings
@@ -207,6 +210,8 @@ class Emulator:
             undo.callback(self.clock.reset)
             undo.callback(self._sdk.drain)
             undo.callback(self._runners.stop_all)
+            # First of all: what a gate holds would keep runners and connections from ending.
+            undo.callback(self.faults.end)
             self._undo = undo.pop_all()
         self.active = True
 
@@ -287,7 +292,11 @@ class Emulator:
             self._report_refusal,
             self._runners.number_here,
         )
+        self._resolver.before_lookup = self._strike_lookup
         self._resolver.before_connect = self._strike_connection
+        self._wire.flaw_of = self._strike_handshake
+        router.addresses = self._resolver.addresses
+        router.before_request = self.clock.keep_appointments
         self._httpx = HttpxEntrance(self._answer_with("httpx"), router.passes)
         self._urllib = UrllibEntrance(self._answer_with("urllib"), router.passes)
         self._aiohttp = AiohttpContext()
@@ -335,20 +344,51 @@ class Emulator:
             response = self._router.dispatch(request, "wire", runner)
         except UnknownHostError:
             raise
+        except TimeoutError as error:
+            raise Stall from error
         except OSError as error:
             raise Abort(reset=True) from error
         if self.faults.active:
             response.stream = Body(_aborting(response.stream))  # type: ignore[arg-type]
         return response
 
-    def _strike_connection(self, host: str, port: int) -> None:
-        fault = self.faults.strike_connection(host)
+    def _strike_lookup(self, host: str) -> None:
+        fault = self._strike_socket("lookup", "LOOKUP", host, None, 0, self._runners.name_here())
         if fault is not None:
-            runner = self._runners.name_here()
-            exchange = self.ledger.open("wire", "CONNECT", f"https://{host}:{port}/", (), runner)
-            exchange.notes.append(f"fault: {fault.kind}")
-            fault.struck.append(exchange)
-            fault.before()
+            raise fault.error()
+
+    def _strike_connection(self, host: str, address: str, port: int) -> None:
+        runner = self._runners.name_here()
+        fault = self._strike_socket("connect", "CONNECT", host, address, port, runner)
+        if fault is not None:
+            raise fault.error()
+
+    def _strike_handshake(self, host: str, peer: Peer | None) -> str | None:
+        address, port = (peer.address, peer.port) if peer else (None, 0)
+        runner = self._runners.name_of(peer.runner) if peer else None
+        fault = self._strike_socket("handshake", "CONNECT", host, address, port, runner)
+        return fault.flaw if fault else None
+
+    def _strike_socket(
+        self,
+        stage: Stage,
+        method: str,
+        host: str,
+        address: str | None,
+        port: int,
+        runner: str | None,
+    ) -> Fault | None:
+        """What strikes a socket that has not sent a request yet."""
+        if not self.faults.active:
+            return None
+
+        def exchange() -> Exchange:
+            url = f"https://{host}:{port}/" if port else f"https://{host}/"
+            opened = self.ledger.open("wire", method, url, (), runner)
+            opened.address = address
+            return opened
+
+        return self.faults.strike_at(stage, Connection(host, address, runner), exchange)
 
     def _report_refusal(self, text: str) -> None:
         served = ", ".join(self.origin.hosts)
@@ -360,8 +400,12 @@ class Emulator:
 
 
 def _aborting(stream: Iterator[bytes]) -> Iterator[bytes]:
-    """On the wire, an injected reset is a reset."""
+    """On the wire, what strikes a body is what the client's socket sees."""
     try:
         yield from stream
+    except TimeoutError as error:
+        raise Stall from error
+    except CutShortError as error:
+        raise Abort from error
     except ConnectionResetError as error:
         raise Abort(reset=True) from error

@@ -11,9 +11,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from datetime import timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING
 
 from emulator.file_times import FileTimes, real_now
+from emulator.schedule import Agenda, Appointment
 from emulator.timeline import Timeline
 from emulator.timepatch import TimePatch, naive_utc
 
@@ -45,6 +47,7 @@ class Clock:
         self._lock = threading.RLock()
         self._files = files or FileTimes()
         self._subscribers: list[Subscriber] = []
+        self._agenda = Agenda()
         self._frozen = False
         self._patch = TimePatch(
             naive_now=lambda: naive_utc(self._files.timeline.now(real_now())),
@@ -87,6 +90,10 @@ class Clock:
         Raises ``ValueError`` if ``at`` has no time zone.
         """
         target = None if at is None else _since_epoch(at, "freeze")
+        if target is not None and self._agenda:  # stop first, and go there by the appointments
+            self._jump(lambda now: now, ticking=False)
+            self._travel(target, lambda _: target)
+            return
         self._jump(lambda now: now if target is None else target, ticking=False)
 
     def advance(
@@ -118,10 +125,8 @@ class Clock:
                 "advance() was not told by how much. Write clock.advance(hours=1), "
                 "clock.advance(90) for seconds, or clock.advance(timedelta(days=30))."
             )
-        if delta is not None and not isinstance(delta, timedelta):
-            delta = timedelta(seconds=delta)
-        step = (named + (delta or timedelta())) // _MICROSECOND * 1000
-        return self._jump(lambda now: now + step)
+        step = _nanoseconds_of(named) + _nanoseconds_of(delta or 0)
+        return self._travel(self._nanoseconds() + step, lambda now: now + step)
 
     def move_to(self, moment: datetime) -> datetime:
         """Set the clock to ``moment``, backwards too; it ticks on, or stays stopped.
@@ -129,7 +134,55 @@ class Clock:
         Raises ``ValueError`` if ``moment`` has no time zone.
         """
         target = _since_epoch(moment, "move_to")
-        return self._jump(lambda _: target)
+        return self._travel(target, lambda _: target)
+
+    def on(
+        self,
+        when: datetime | timedelta | float,
+        callback: Callable[[], object],
+        *,
+        every: timedelta | float | None = None,
+    ) -> Appointment:
+        """Let something happen at a moment: ``clock.on(timedelta(hours=1), gate.open)``.
+
+        When the clock is moved past it (by ``advance``, ``move_to``, a sleep or a slow body on a
+        stopped clock), ``callback`` is called with the clock at that very moment, in the thread
+        that moves it, and the clock goes on from there; what the callback raises ends the move
+        there. On a running clock it is called with the first request, or the first move, after
+        that moment.
+
+        Args:
+            when: the moment; or how long from now, as a ``timedelta`` or in seconds.
+            callback: called without arguments.
+            every: call it again each time so much has passed.
+
+        Returns:
+            The appointment: ``cancel()`` it, read ``calls``.
+
+        Raises:
+            ValueError: the moment has no time zone or is over, or ``every`` is not positive.
+        """
+        now = self._nanoseconds()
+        if isinstance(when, (timedelta, int, float)):
+            moment = now + _nanoseconds_of(when)
+        else:
+            moment = _since_epoch(when, "on")
+        if moment < now:
+            raise ValueError(
+                f"Clock.on() was given {_moment(moment).isoformat()}, and the clock is at "
+                f"{_moment(now).isoformat()} already. Write on(timedelta(hours=1), ...) for an "
+                "hour from now."
+            )
+        step = None if every is None else _nanoseconds_of(every)
+        if step is not None and step <= 0:
+            raise ValueError("Clock.on(every=...) has to be more than 0, for example 60 seconds.")
+        return self._agenda.add(moment, callback, step)
+
+    def keep_appointments(self) -> None:
+        """Call what is due on a clock that runs; the emulator does so before each request."""
+        if self._agenda and not self._stands_still():
+            while (due := self._agenda.take(self._nanoseconds())) is not None:
+                due.callback()
 
     def sleep(self, seconds: float) -> None:
         """Do what ``time.sleep`` does in an app.
@@ -165,6 +218,7 @@ class Clock:
             self._patch.freezegun.clean_up()
             self._frozen = False
             self._files.forget()
+            self._agenda.clear()
 
     def subscribe(self, callback: Subscriber) -> None:
         """Call ``callback(old, new)`` after each jump, in the thread that moved the clock."""
@@ -182,6 +236,15 @@ class Clock:
 
     def _stands_still(self) -> bool:
         return self._frozen and self._patch.freezegun.foreign is None
+
+    def _travel(self, target: int, choose: Callable[[int], int]) -> datetime:
+        """Move the clock, and keep the appointments on the way."""
+        if not self._agenda or target < self._nanoseconds():
+            return self._jump(choose)
+        while (due := self._agenda.take(target)) is not None:
+            self._jump(partial(max, due.moment))
+            due.callback()
+        return self._jump(partial(max, target))
 
     def _jump(self, choose: Callable[[int], int], ticking: bool | None = None) -> datetime:
         with self._lock:
@@ -216,15 +279,22 @@ class Clock:
         return lambda: self._wake(end)
 
     def _wake(self, end: int) -> None:
-        """Move a clock that stands still forward to ``end``, unless it is there."""
+        """Move a clock that stands still forward to ``end``, keeping the appointments till then."""
+        while self._agenda and (due := self._agenda.take(end)) is not None:
+            self._creep(due.moment)
+            due.callback()
+        self._creep(end)
+
+    def _creep(self, moment: int) -> None:
+        """Move a clock that stands still forward to a moment, unless it is there."""
         with self._lock:
-            if not self._stands_still() or self._nanoseconds() >= end:
+            if not self._stands_still() or self._nanoseconds() >= moment:
                 return
             old = self._nanoseconds()
             boundary = self._files.boundary(self.volumes())
-            timeline = self._files.timeline.then(boundary, real_now(), end, ticking=False)
+            timeline = self._files.timeline.then(boundary, real_now(), moment, ticking=False)
             self._files.timeline = timeline
-        self._notify(old, end)
+        self._notify(old, moment)
 
     def _notify(self, old: int, new: int) -> None:
         before, after = _moment(old), _moment(new)
@@ -243,3 +313,8 @@ def _since_epoch(moment: datetime, method: str) -> int:
             f"no moment. Write {method}(datetime(..., tzinfo=timezone.utc))."
         )
     return (moment - _EPOCH) // _MICROSECOND * 1000
+
+
+def _nanoseconds_of(span: timedelta | float) -> int:
+    whole = span if isinstance(span, timedelta) else timedelta(seconds=span)
+    return whole // _MICROSECOND * 1000

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from emulator.checks import fail, happened, listed
+
 __all__ = ["Event", "Exchange", "Ledger"]
 
 _SECRET_HEADERS = frozenset(
@@ -34,6 +36,8 @@ class Exchange:
     request_headers: dict[str, str] = field(repr=False)
     #: Name of the runner that sent it, None for the test itself.
     runner: str | None = None
+    #: The address that the client connected to; in process only while faults are injected.
+    address: str | None = None
     status: int | None = None
     response_headers: dict[str, str] = field(default_factory=dict, repr=False)
     #: Body bytes that really moved.
@@ -112,16 +116,56 @@ class Ledger:
             and (path is None or matches_path(path, exchange.path))
         ]
 
+    def bytes_sent(
+        self, host: str | None = None, method: str | None = None, path: str | None = None
+    ) -> int:
+        """Body bytes that clients took in the answers to such :meth:`requests`: downloaded."""
+        return sum(exchange.bytes_sent for exchange in self.requests(host, method, path))
+
+    def bytes_received(
+        self, host: str | None = None, method: str | None = None, path: str | None = None
+    ) -> int:
+        """Body bytes that clients sent with such :meth:`requests`: uploaded."""
+        return sum(exchange.bytes_received for exchange in self.requests(host, method, path))
+
+    def assert_requested(
+        self,
+        times: int | None = None,
+        *,
+        host: str | None = None,
+        method: str | None = None,
+        path: str | None = None,
+    ) -> None:
+        """Fail unless there were so many such :meth:`requests`; by default at least one."""
+        __tracebackhide__ = True
+        found = self.requests(host, method, path)
+        if not found if times is None else len(found) != times:
+            given = {"host": host, "method": method, "path": path}
+            wanted = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+            evidence = listed([_shown(exchange) for exchange in found or self.exchanges])
+            fail(
+                f"a request{' with ' if wanted else ''}{listed(wanted)} "
+                f"{happened('sent', len(found), times)}: "
+                f"{'' if found else 'there was '}{evidence or 'none at all'}"
+            )
+
     @property
     def problems(self) -> list[str]:
-        """Notes on exchanges and refused connections, one sentence each."""
+        """What a test should know about, one sentence each.
+
+        Notes on exchanges, lifecycle preferences that callers sent wrongly, refused connections.
+        """
         noted = [
             f"#{exchange.number} {exchange.method} {exchange.url}: {note}"
             for exchange in self.exchanges
             for note in exchange.notes
         ]
-        refused = [f"refused: {event.text}" for event in self.events if event.kind == "refused"]
-        return noted + refused
+        kinds = ("lifecycle", "refused")
+        return noted + [f"{one.kind}: {one.text}" for one in self.events if one.kind in kinds]
+
+
+def _shown(exchange: Exchange) -> str:
+    return f"#{exchange.number} {exchange.method} {exchange.url} {exchange.status or '-'}"
 
 
 def matches_path(pattern: str, path: str) -> bool:

@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from emulator.clock import Clock
     from emulator.hosts.origin import Origin, ServedFile
     from emulator.ledger import Event, Exchange, Ledger
-    from emulator.network.faults import Fault, Faults
+    from emulator.network.fault import Fault, Gate
+    from emulator.network.faults import Faults
     from emulator.runners.runner import Runner, RunnerFactory
+    from emulator.schedule import Appointment
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
     from emulator.storage.volume import Volume
+    from pytest_fal.warnings import UnusedFaultWarning
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CDN",
+    "Appointment",
     "CDNFile",
     "Clock",
     "Emulator",
@@ -34,6 +38,7 @@ __all__ = [
     "Exchange",
     "Fault",
     "Faults",
+    "Gate",
     "Ledger",
     "MockRouter",
     "Origin",
@@ -41,19 +46,22 @@ __all__ = [
     "RunnerFactory",
     "ServedFile",
     "Settings",
+    "UnusedFaultWarning",
     "Volume",
 ]
 
 # Imported when asked for: this package is loaded in every pytest run of its environment.
 _MODULES = {
+    "Appointment": "emulator.schedule",
     "CDN": "emulator.storage.cdn",
     "CDNFile": "emulator.storage.cdn",
     "Clock": "emulator.clock",
     "Emulator": "emulator.account",
     "Event": "emulator.ledger",
     "Exchange": "emulator.ledger",
-    "Fault": "emulator.network.faults",
+    "Fault": "emulator.network.fault",
     "Faults": "emulator.network.faults",
+    "Gate": "emulator.network.fault",
     "Ledger": "emulator.ledger",
     "MockRouter": "respx",
     "Origin": "emulator.hosts.origin",
@@ -61,6 +69,7 @@ _MODULES = {
     "RunnerFactory": "emulator.runners.runner",
     "ServedFile": "emulator.hosts.origin",
     "Settings": "emulator.settings",
+    "UnusedFaultWarning": "pytest_fal.warnings",
     "Volume": "emulator.storage.volume",
 }
 

@@ -33,7 +33,12 @@ def fal_emulator(request: pytest.FixtureRequest) -> Generator[Emulator, None, No
     emulator.start(request.node.name, settings_of(request))
     request.node.stash[running] = emulator
     yield emulator
-    emulator.stop(keep=request.node.stash.get(failed, False))
+    has_failed = request.node.stash.get(failed, False)
+    emulator.stop(keep=has_failed)
+    if emulator.faults.unused and not has_failed:  # a failing test's report has them
+        from pytest_fal.report import warn_of_unused
+
+        warn_of_unused(emulator)
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from pytest_fal.fixtures import failed, running
+from pytest_fal.warnings import UnusedFaultWarning
 
 if TYPE_CHECKING:
     import pytest
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from emulator.ledger import Exchange
     from emulator.storage.volume import Volume
 
-__all__ = ["add_sections", "hide_our_frames", "table"]
+__all__ = ["add_sections", "hide_our_frames", "table", "warn_of_unused"]
 
 _MOST = 40
 
@@ -44,6 +46,21 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
         for runner in emulator.runners:
             sections.append((f"output of {runner.name} ({runner.state})", _output(runner.output)))
     return sections
+
+
+def warn_of_unused(emulator: Emulator) -> None:
+    """Warn of each fault that never struck, at the line that injected it."""
+    came = list(dict.fromkeys(f"{e.method} {e.url}" for e in emulator.ledger.exchanges))
+    requests = f"The test's requests: {', '.join(came[:5])}" if came else "There was no request"
+    more = f" and {len(came) - 5} others" if len(came) > 5 else ""
+    for fault in emulator.faults.unused:
+        which = f" ({fault.which})" if str(fault.which) else ""
+        warnings.warn_explicit(
+            f"The fault '{fault.kind}'{which} never struck. {requests}{more}. "
+            "Take the fault out, or have it match one of them.",
+            UnusedFaultWarning,
+            *fault.place,
+        )
 
 
 def hide_our_frames() -> None:

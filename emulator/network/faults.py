@@ -1,283 +1,403 @@
 """Faults that a test injects: what the network and servers do wrong, for every client.
 
-Each applies to the requests that match it, the next *times* of them (default: all), and is undone
-with the test. A fault strikes before the emulated server sees the request unless it says otherwise.
+Each strikes the requests that fit its matchers, and is undone with the test. They go together: all
+that delay or change an answer strike one request, of those that end it only the first, and the next
+one waits for the next request.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import os
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 
 from emulator.errors import EmulatorError
-from emulator.ledger import Exchange, matches_path
-from emulator.network.reply import Body, json_reply
+from emulator.ledger import Exchange
+from emulator.network import bodies
+from emulator.network.fault import Fault, Flaw, Gate, Strikes
+from emulator.network.matching import Which
+from emulator.network.reply import Body, json_reply, reply
 
-__all__ = ["Fault", "Faults", "Strike"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+    from emulator.network.matching import Matchers
 
-@dataclass(eq=False)
-class Fault:
-    """One injected fault; :attr:`struck` are the exchanges it hit."""
+__all__ = ["Fault", "Faults", "Gate"]
 
-    kind: str
-    times: int | None
-    host: str | None
-    method: str | None
-    path: str | None
-    before: Callable[[], httpx.Response | None] = field(default=lambda: None, repr=False)
-    after: Callable[[httpx.Response], httpx.Response] = field(default=lambda r: r, repr=False)
-    struck: list[Exchange] = field(default_factory=list, repr=False)
-    #: Whether it strikes already when a socket connects.
-    connecting: bool = False
-    #: Whether the emulated server never sees the request.
-    ends: bool = False
-    #: Whether it only takes time, and goes together with any other.
-    delays: bool = False
+Side = Literal["response", "request"]
 
-    @property
-    def is_left(self) -> bool:
-        """Whether it has not struck as often as it shall."""
-        return self.times is None or len(self.struck) < self.times
-
-    def matches(self, exchange: Exchange) -> bool:
-        """Whether it strikes this exchange."""
-        return (
-            self.is_left
-            and (self.host is None or self.host == exchange.host)
-            and (self.method is None or self.method.upper() == exchange.method)
-            and (self.path is None or matches_path(self.path, exchange.path))
-        )
+#: What OpenSSL says of a certificate's flaw.
+_FLAWS: dict[Flaw, str] = {
+    "expired": "certificate has expired",
+    "wrong_host": "Hostname mismatch",
+    "untrusted": "unable to get local issuer certificate",
+    "handshake": "sslv3 alert handshake failure",
+}
 
 
-class Strike:
-    """The faults that hit one exchange."""
-
-    def __init__(self, faults: list[Fault]) -> None:
-        self._faults = faults
-
-    @property
-    def takes_time(self) -> bool:
-        """Whether the answer is delayed."""
-        return any(fault.delays for fault in self._faults)
-
-    def before(self) -> httpx.Response | None:
-        """What happens instead of an answer; may raise an ``OSError``."""
-        for fault in self._faults:
-            response = fault.before()
-            if response is not None:
-                return response
-        return None
-
-    def after(self, response: httpx.Response) -> httpx.Response:
-        """What happens to the answer."""
-        for fault in self._faults:
-            response = fault.after(response)
-        return response
-
-
-class Faults:
+class Faults(Strikes):
     """Injects faults.
 
-    Every method takes ``times`` (how many requests it hits, default all), ``host``, ``method`` and
-    ``path`` (one that ends in ``*`` is a prefix) and returns the :class:`Fault`.
+    Every method takes these matchers by name, and returns the :class:`Fault`:
+
+    * ``times``: how many requests it strikes, default all; ``nth``: from which one on, counted
+      from 1 (alone: that one only);
+    * ``host`` (``"*.example.com"`` fits by its end), ``method``, ``path`` (``"/models/*"`` fits by
+      its beginning);
+    * ``runner``: the runner, or its name, that sends the request;
+    * ``address``: one of several addresses that a host resolves to (``fal_emulator.resolver.set``).
 
     Args:
         sleep: how a delay passes; on a stopped clock it moves the clock.
     """
 
     def __init__(self, sleep: Callable[[float], None]) -> None:
+        super().__init__()
         self._sleep = sleep
-        self._faults: list[Fault] = []
-        self._lock = threading.Lock()
 
-    def __repr__(self) -> str:
-        return f"<Faults: {len(self._faults)} injected>"
-
-    def reset(self) -> None:
-        """Undo all faults."""
-        self._faults = []
-
-    def strike(self, exchange: Exchange) -> Strike | None:
-        """The faults that hit this exchange; counted."""
-        if not self._faults:
-            return None
-        with self._lock:
-            hit = _together([fault for fault in self._faults if fault.matches(exchange)])
-            for fault in hit:
-                fault.struck.append(exchange)
-                exchange.notes.append(f"fault: {fault.kind}")
-        return Strike(hit) if hit else None
-
-    def strike_connection(self, host: str) -> Fault | None:
-        """The fault that hits a connection to *host* before any request, if one does."""
-        for fault in self._faults:
-            anything = fault.method is None and fault.path is None
-            if fault.is_left and anything and fault.connecting and fault.host in (None, host):
-                return fault
-        return None
-
-    @property
-    def active(self) -> bool:
-        """Whether any fault is injected."""
-        return bool(self._faults)
+    # --- instead of an answer --------------------------------------------------------------------
 
     def status(
         self,
         code: int,
-        times: int | None = None,
-        host: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
+        headers: dict[str, str] | None = None,
+        body: bytes | str | None = None,
+        **which: Unpack[Matchers],
     ) -> Fault:
-        """Answer with this HTTP status and a JSON ``{"detail": ...}``."""
+        """Answer with this HTTP status; the server never sees the request.
+
+        Args:
+            code: 400 to 599.
+            headers: of the answer, for example ``{"Retry-After": "30"}``.
+            body: default: a JSON ``{"detail": ...}``.
+            which: the matchers.
+        """
         if not 400 <= code <= 599:
             raise EmulatorError(f"{code} is no error status. Write for example status(503).")
+        fields = list((headers or {}).items())
 
-        def before() -> httpx.Response:
-            return json_reply({"detail": f"{code}, injected by fal_faults"}, code)
+        def answer(_request: httpx.Request, _exchange: Exchange) -> httpx.Response:
+            if body is not None:
+                return reply(code, body, headers=fields)
+            return json_reply({"detail": f"{code}, injected by fal_faults"}, code, fields)
 
-        return self._add(
-            Fault(f"status {code}", times, host, method, path, before=before, ends=True)
-        )
+        return self._add(Fault(f"status {code}", Which.of(which), ends=True, on_request=answer))
 
-    def refuse(
-        self,
-        times: int | None = None,
-        host: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
-    ) -> Fault:
-        """Refuse the connection: nobody listens."""
+    def timeout(self, after: int | None = None, **which: Unpack[Matchers]) -> Fault:
+        """Let the client's time-out strike at once, without waiting for it.
 
-        def before() -> None:
-            raise ConnectionRefusedError(111, "Connection refused (injected by fal_faults)")
+        Without *after*, *method* and *path* it strikes as the client connects, else as it waits
+        for the answer. A client over a socket that is on an event loop, or has no time-out, is
+        given half a second there; then its connection is reset.
 
-        return self._add(
-            Fault("refused", times, host, method, path, before=before, connecting=True, ends=True)
-        )
+        Args:
+            after: let the server answer and so many bytes of its body come first; with 0 the
+                server has handled the request and nothing of its answer comes.
+            which: the matchers.
+        """
+        chosen = Which.of(which)
+        if after is None:
+            at_once = Fault("timed out", chosen, ends=True, error=bodies.timed_out)
+            at_once.stage = "exchange" if chosen.is_of_requests else "connect"
+            at_once.on_request = _raising(bodies.timed_out)
+            return self._add(at_once)
+        count = _whole(after, "timeout(after=...)")
 
-    def timeout(
-        self,
-        times: int | None = None,
-        host: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
-    ) -> Fault:
-        """Let the client's time-out strike at once, without waiting for it."""
+        def stall(response: httpx.Response, request: httpx.Request, _: Exchange) -> None:
+            if count == 0:
+                response.close()
+                raise bodies.timed_out()
+            hasten = request.extensions.get("fal_hasten", lambda: None)
+            _change(response, lambda chunks: bodies.stalled(chunks, count, hasten))
 
-        def before() -> None:
-            raise TimeoutError("timed out (injected by fal_faults)")
+        return self._add(Fault(f"timed out after {count} bytes", chosen, on_response=stall))
 
-        return self._add(
-            Fault("timed out", times, host, method, path, before=before, connecting=True, ends=True)
-        )
+    # --- connecting ------------------------------------------------------------------------------
+
+    def refuse(self, **which: Unpack[Matchers]) -> Fault:
+        """Refuse the connection: nobody listens.
+
+        With *method* or *path* it is reset instead over a socket, where these are known only once
+        the client has connected.
+        """
+
+        def error() -> OSError:
+            return ConnectionRefusedError(111, "Connection refused (injected by fal_faults)")
+
+        fault = Fault("refused", Which.of(which), "connect", ends=True, error=error)
+        fault.on_request = _raising(error)
+        return self._add(fault)
+
+    def dns_failure(self, temporary: bool = False, **which: Unpack[Matchers]) -> Fault:
+        """Fail to resolve the host's name.
+
+        Args:
+            temporary: ``EAI_AGAIN`` (no name server answers) instead of ``EAI_NONAME`` (no such
+                name).
+            which: the matchers; not *method*, *path* or *address*.
+        """
+        code = socket.EAI_AGAIN if temporary else socket.EAI_NONAME
+        text = "Temporary failure in name resolution" if temporary else "Name or service not known"
+
+        def error() -> OSError:
+            return socket.gaierror(code, f"{text} (injected by fal_faults)")
+
+        fault = Fault("DNS failure", _of_connections(which, "dns_failure", "address"), "lookup")
+        fault.error = error
+        return self._add(fault)
+
+    def tls_failure(self, flaw: Flaw = "expired", **which: Unpack[Matchers]) -> Fault:
+        """Fail the TLS handshake.
+
+        A client that does not verify certificates notices nothing, except of ``"handshake"``.
+
+        Args:
+            flaw: the server's certificate is ``"expired"``, of another host (``"wrong_host"``) or
+                of an authority that nobody knows (``"untrusted"``); or the server gives up
+                (``"handshake"``).
+            which: the matchers; not *method* or *path*.
+        """
+        if flaw not in _FLAWS:
+            raise EmulatorError(f"{flaw!r} is no flaw of TLS. There are {', '.join(_FLAWS)}.")
+        chosen = _of_connections(which, "tls_failure")
+        text = f"{_FLAWS[flaw]} (injected by fal_faults)"
+
+        def error() -> OSError:
+            if flaw == "handshake":
+                return ssl.SSLError(1, f"[SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] {text}")
+            failed = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
+            return ssl.SSLCertVerificationError(1, f"{failed}: {text}")
+
+        fault = Fault(f"TLS failure, {flaw}", chosen, "handshake", error=error, flaw=flaw)
+        return self._add(fault)
+
+    # --- breaking off ----------------------------------------------------------------------------
 
     def drop(
         self,
-        after: int = 0,
-        times: int | None = None,
-        host: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
+        after: int | Literal["body"] = 0,
+        of: Side = "response",
+        **which: Unpack[Matchers],
     ) -> Fault:
-        """Reset the connection after *after* bytes of the response's body.
+        """Reset the connection.
 
-        The server has handled the request by then; with 0 the client gets no answer at all, and a
-        body of no more than *after* bytes arrives whole.
+        Args:
+            after: so many bytes of the body; ``"body"``: all of it. A body of no more than *after*
+                bytes arrives whole.
+            of: ``"response"``: the server has handled the request by then, and with 0 nothing of
+                its answer comes. ``"request"``: the server never gets to see it.
+            which: the matchers.
         """
+        count = None if after == "body" else _whole(after, "drop(after=...)")
+        where = "its body" if count is None else f"{count} bytes"
+        kind = f"dropped after {where}" + (" of the request" if of == "request" else "")
+        fault = Fault(kind, Which.of(which))
 
-        def cut(response: httpx.Response) -> httpx.Response:
-            if after <= 0:
+        def cut_request(request: httpx.Request, exchange: Exchange) -> None:
+            if count == 0:
+                raise bodies.reset()
+            sent = list(_beyond(request.stream, count))
+            size = sum(map(len, sent))
+            if count is not None and size <= count:
+                exchange.notes.append(f"its body had only {size} bytes, and arrived")
+                request.stream = Body(sent)
+                return
+            raise bodies.reset()
+
+        def cut_response(response: httpx.Response, _: httpx.Request, __: Exchange) -> None:
+            if count == 0:
                 response.close()
-                raise _reset()
-            response.stream = Body(_first(response.stream, after))  # type: ignore[arg-type]
-            return response
+                raise bodies.reset()
+            _change(response, lambda chunks: bodies.reset_after(chunks, count))
 
-        return self._add(
-            Fault(f"dropped after {after} bytes", times, host, method, path, after=cut)
-        )
+        if of == "request":
+            fault.on_request = cut_request
+            fault.ends = True
+        else:
+            fault.on_response = cut_response
+        return self._add(fault)
+
+    def truncate(self, after: int = 0, **which: Unpack[Matchers]) -> Fault:
+        """End the answer's body after *after* bytes, closing the connection in order.
+
+        The Content-Length, if there is one, still tells the whole length.
+        """
+        count = _whole(after, "truncate(after=...)")
+
+        def cut(response: httpx.Response, _: httpx.Request, __: Exchange) -> None:
+            _change(response, lambda chunks: bodies.truncated(chunks, count))
+
+        return self._add(Fault(f"truncated after {count} bytes", Which.of(which), on_response=cut))
+
+    # --- what comes is late or wrong -------------------------------------------------------------
 
     def slow(
         self,
-        seconds: float | timedelta = 1.0,
-        times: int | None = None,
-        host: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
+        seconds: float | timedelta | None = None,
+        bytes_per_second: float | None = None,
+        of: Side = "response",
+        **which: Unpack[Matchers],
     ) -> Fault:
-        """Take this long before answering: on a stopped clock the clock moves, nobody waits."""
-        delay = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+        """Take time: on a stopped clock the clock moves, nobody waits.
 
-        def before() -> None:
-            self._sleep(delay)
+        Args:
+            seconds: before the server sees the request; default 1 where no speed is given.
+            bytes_per_second: the speed of the body. Schedules of the clock (``fal_clock.on``) are
+                kept while it is under way, to a tenth of a second.
+            of: whose body.
+            which: the matchers.
+        """
+        if bytes_per_second is not None and bytes_per_second <= 0:
+            raise EmulatorError(
+                "slow(bytes_per_second=...) has to be more than 0. A body that never moves on is "
+                "timeout(after=...), or gate(after=...) until you let it go."
+            )
+        if seconds is None:
+            seconds = 0.0 if bytes_per_second else 1.0
+        delay = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
+        parts = [f"by {delay:g} s"] if delay or not bytes_per_second else []
+        parts += [f"{bytes_per_second:g} bytes/s"] if bytes_per_second else []
+        fault = Fault(f"slow {', '.join(parts)}", Which.of(which), delays=True)
 
-        return self._add(
-            Fault(f"slow by {delay} s", times, host, method, path, before=before, delays=True)
-        )
+        def slowly(chunks: Iterable[bytes]) -> Iterable[bytes]:
+            return bodies.slowed(chunks, bytes_per_second or 0, self._sleep)
 
-    def corrupt(
-        self,
-        times: int | None = None,
-        host: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
-    ) -> Fault:
-        """Flip the lowest bit of every 64th byte of the response's body; its length stays."""
+        def before(request: httpx.Request, _: Exchange) -> None:
+            if delay:
+                self._sleep(delay)
+            if bytes_per_second and of == "request":
+                request.stream = Body(slowly(request.stream))  # type: ignore[arg-type]
 
-        def damage(response: httpx.Response) -> httpx.Response:
-            response.stream = Body(_flip(response.stream))  # type: ignore[arg-type]
-            return response
+        def after(response: httpx.Response, _: httpx.Request, __: Exchange) -> None:
+            if bytes_per_second and of == "response":
+                _change(response, slowly)
 
-        return self._add(Fault("corrupted", times, host, method, path, after=damage))
+        fault.on_request, fault.on_response = before, after
+        return self._add(fault)
 
-    @property
-    def unused(self) -> list[Fault]:
-        """The faults that never struck."""
-        return [fault for fault in self._faults if not fault.struck]
+    def gate(self, after: int = 0, of: Side = "response", **which: Unpack[Matchers]) -> Gate:
+        """Hold matching exchanges until the test lets them go: ``wait()``, then ``open()``.
+
+        Args:
+            after: so many bytes of the body pass before; a body of no more than that is not held.
+                With 0 nothing of the answer comes, or nothing of the request is handled.
+            of: ``"response"``: the server has handled the request. ``"request"``: it has not.
+            which: the matchers.
+        """
+        count = _whole(after, "gate(after=...)")
+        where = f"gate after {count} bytes" if count else "gate"
+        gate = Gate(f"{where} of the {of}", Which.of(which))
+
+        def before(request: httpx.Request, exchange: Exchange) -> None:
+            if count == 0:
+                return gate.hold(request, exchange)
+            chunks: Any = request.stream
+            request.stream = Body(bodies.held(chunks, count, lambda: gate.hold(request, exchange)))
+            return None
+
+        def after_it(response: httpx.Response, request: httpx.Request, exchange: Exchange) -> None:
+            if count == 0:
+                return gate.hold(request, exchange)
+            return _change(
+                response,
+                lambda chunks: bodies.held(chunks, count, lambda: gate.hold(request, exchange)),
+            )
+
+        if of == "request":
+            gate.on_request = before
+        else:
+            gate.on_response = after_it
+        self._add(gate)
+        return gate
+
+    def corrupt(self, of: Side = "response", **which: Unpack[Matchers]) -> Fault:
+        """Flip the lowest bit of every 64th byte of the body; its length stays."""
+        fault = Fault("corrupted" + (" request" if of == "request" else ""), Which.of(which))
+
+        def before(request: httpx.Request, _: Exchange) -> None:
+            request.stream = Body(bodies.flipped(request.stream))  # type: ignore[arg-type]
+
+        def after(response: httpx.Response, _: httpx.Request, __: Exchange) -> None:
+            _change(response, bodies.flipped)
+
+        if of == "request":
+            fault.on_request = before
+        else:
+            fault.on_response = after
+        return self._add(fault)
+
+    def content_length(self, length: int | None, **which: Unpack[Matchers]) -> Fault:
+        """Lie about the answer's length.
+
+        Args:
+            length: what the Content-Length says; None: there is none. A body that is longer ends
+                there, one that is shorter ends early.
+            which: the matchers.
+        """
+        if length is not None:
+            _whole(length, "content_length(...)")
+        what = "no Content-Length" if length is None else f"Content-Length {length}"
+
+        def lie(response: httpx.Response, request: httpx.Request, _: Exchange) -> None:
+            if length is None:
+                del response.headers["content-length"]
+                return
+            response.headers["content-length"] = str(length)
+            response.headers.pop("transfer-encoding", None)
+            if request.method != "HEAD":
+                _change(response, lambda chunks: bodies.exactly(chunks, length))
+
+        return self._add(Fault(what, Which.of(which), on_response=lie))
 
     def _add(self, fault: Fault) -> Fault:
-        if fault.times is not None and fault.times < 1:
-            raise EmulatorError(
-                f"A fault that strikes {fault.times} times is none. Leave out times for all "
-                "requests, or write for example times=1."
-            )
-        self._faults.append(fault)
+        fault.place = _place()
+        self._faults = [*self._faults, fault]
         return fault
 
 
-def _together(faults: list[Fault]) -> list[Fault]:
-    """Those that can strike one request: all delays, first; then the first that ends it, or all
-    that change its answer. What is left over waits for the next request."""
-    ending = next((fault for fault in faults if fault.ends), None)
-    delays = [fault for fault in faults if fault.delays]
-    if ending is not None:
-        return [*delays, ending]
-    return [*delays, *(fault for fault in faults if not fault.delays)]
+def _of_connections(given: Any, method: str, *further: str) -> Which:
+    known_too_late = [name for name in ("method", "path", *further) if given.get(name) is not None]
+    if known_too_late:
+        raise EmulatorError(
+            f"{method}() strikes before the client's {known_too_late[0]} is known. Leave it out, "
+            f'and write for example {method}(host="example.com", nth=2).'
+        )
+    return Which.of(given)
 
 
-def _reset() -> ConnectionResetError:
-    return ConnectionResetError(104, "Connection reset by peer (injected by fal_faults)")
+def _whole(count: int, where: str) -> int:
+    if count < 0:
+        raise EmulatorError(f"{where} takes a number of bytes, not {count}.")
+    return count
 
 
-def _first(stream: Iterator[bytes], count: int) -> Iterator[bytes]:
-    for chunk in stream:
-        if len(chunk) > count:
-            yield bytes(chunk[:count])
-            raise _reset()
-        count -= len(chunk)
-        yield chunk
+def _raising(error: Callable[[], OSError]) -> Callable[[httpx.Request, Exchange], None]:
+    def raise_(_request: httpx.Request, _exchange: Exchange) -> None:
+        raise error()
+
+    return raise_
 
 
-def _flip(stream: Iterator[bytes]) -> Iterator[bytes]:
-    position = 0
-    for chunk in stream:
-        damaged = bytearray(chunk)
-        for index in range(-position % 64, len(damaged), 64):
-            damaged[index] ^= 1
-        position += len(damaged)
-        yield bytes(damaged)
+def _change(response: httpx.Response, how: Callable[[Any], Iterable[bytes]]) -> None:
+    response.stream = Body(how(response.stream))
+
+
+def _beyond(stream: Any, count: int | None) -> Iterable[bytes]:
+    """As many bytes and one more, if there are more; all with None."""
+    return stream if count is None else bodies.beginning(stream, count + 1)
+
+
+def _place() -> tuple[str, int]:
+    """The line of the test that injects a fault."""
+    ours = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno

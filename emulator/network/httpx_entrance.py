@@ -15,6 +15,8 @@ import httpcore
 import httpx
 
 from emulator.errors import EmulatorError, UnknownHostError
+from emulator.network.bodies import CutShortError
+from emulator.network.fault import NotConnected
 from emulator.network.router import LetThrough, WouldBlock
 
 __all__ = ["HttpxEntrance"]
@@ -48,7 +50,7 @@ class HttpxEntrance:
             if self._is_elsewhere(pool, request):
                 return real(pool, request)
             try:
-                return self._answer(_to_httpx(request))
+                return self._answer(_to_httpx(pool, request))
             except LetThrough:
                 return real(pool, request)
 
@@ -56,7 +58,7 @@ class HttpxEntrance:
             if self._is_elsewhere(pool, request):
                 return await real_async(pool, request)
             try:
-                return await self._answer_async(request)
+                return await self._answer_async(pool, request)
             except LetThrough:
                 return await real_async(pool, request)
 
@@ -77,6 +79,10 @@ class HttpxEntrance:
             response = self._dispatch(request)
         except UnknownHostError:
             raise
+        except NotConnected as failed:
+            late = isinstance(failed.error, TimeoutError)
+            kind = httpcore.ConnectTimeout if late else httpcore.ConnectError
+            raise kind(str(failed.error)) from failed.error
         except ConnectionRefusedError as error:
             raise httpcore.ConnectError(str(error)) from error
         except TimeoutError as error:
@@ -85,10 +91,10 @@ class HttpxEntrance:
             raise httpcore.ReadError(str(error)) from error
         return _to_httpcore(response, request.method)
 
-    async def _answer_async(self, request: Any) -> Any:
+    async def _answer_async(self, pool: Any, request: Any) -> Any:
         if not hasattr(request.stream, "__iter__"):
             request.stream = httpx.ByteStream(b"".join([chunk async for chunk in request.stream]))
-        converted = _to_httpx(request)
+        converted = _to_httpx(pool, request)
         converted.extensions["fal_may_block"] = False
         try:
             return self._answer(converted)
@@ -107,7 +113,7 @@ def _method(pool: type, name: str) -> Any:
         ) from None
 
 
-def _to_httpx(request: Any) -> httpx.Request:
+def _to_httpx(pool: Any, request: Any) -> httpx.Request:
     url = request.url
     host = url.host.decode("ascii")
     host = f"[{host}]" if ":" in host else host
@@ -117,7 +123,8 @@ def _to_httpx(request: Any) -> httpx.Request:
         f"{url.scheme.decode('ascii')}://{host}{port}{url.target.decode('ascii')}",
         headers=request.headers,
         stream=request.stream,
-        extensions={},
+        # By which a fault of TLS knows whether the client would mind.
+        extensions={"fal_ssl_context": getattr(pool, "_ssl_context", None)},
     )
 
 
@@ -127,7 +134,11 @@ def _to_httpcore(response: httpx.Response, method: str) -> Any:
     return httpcore.Response(
         response.status_code,
         headers=response.headers.raw,
-        content=_Errors(response.stream, _promised(response, method)),
+        content=_Errors(
+            response.stream,
+            _promised(response, method),
+            may_wait=bool(response.extensions.get("fal_may_wait")),
+        ),
         extensions=extensions,
     )
 
@@ -142,9 +153,10 @@ def _promised(response: httpx.Response, method: str) -> int | None:
 class _Errors:
     """A body that is cut short or breaks off with the errors that httpx knows."""
 
-    def __init__(self, stream: Any, promised: int | None) -> None:
+    def __init__(self, stream: Any, promised: int | None, may_wait: bool = False) -> None:
         self._stream = stream
         self._promised = promised
+        self._may_wait = may_wait
 
     def __iter__(self) -> Any:
         received = 0
@@ -154,17 +166,33 @@ class _Errors:
                 yield chunk
         except TimeoutError as error:
             raise httpcore.ReadTimeout(str(error)) from error
+        except CutShortError as error:
+            raise self._cut_short(received) from error
         except ConnectionError as error:
-            raise httpcore.ReadError(str(error)) from error
+            if received != self._promised:  # else the client has all it waits for
+                raise httpcore.ReadError(str(error)) from error
         if self._promised is not None and received < self._promised:
-            raise httpcore.RemoteProtocolError(
-                "peer closed connection without sending complete message body "
-                f"(received {received} bytes, expected {self._promised})"
-            )
+            raise self._cut_short(received)
 
     async def __aiter__(self) -> Any:
-        for chunk in self:
+        chunks = iter(self)
+        while True:  # where the body makes its reader wait, it is not the event loop that waits
+            if self._may_wait:
+                chunk = await anyio.to_thread.run_sync(next, chunks, None)
+            else:
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
             yield chunk
+
+    def _cut_short(self, received: int) -> httpcore.RemoteProtocolError:
+        if self._promised is None:
+            what = "incomplete chunked read"
+        else:
+            what = f"received {received} bytes, expected {self._promised}"
+        return httpcore.RemoteProtocolError(
+            f"peer closed connection without sending complete message body ({what})"
+        )
 
     def close(self) -> None:
         self._stream.close()

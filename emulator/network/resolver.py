@@ -72,7 +72,9 @@ class Resolver:
         self._real: dict[str, Any] = {}
         self._installed = False
         #: Asked before each connection to an emulated name; may raise an ``OSError``.
-        self.before_connect: Callable[[str, int], None] = lambda _name, _port: None
+        self.before_connect: Callable[[str, str, int], None] = lambda _name, _address, _port: None
+        #: Asked before each look-up of an emulated name; may raise a ``socket.gaierror``.
+        self.before_lookup: Callable[[str], None] = lambda _name: None
 
     def reset(self) -> None:
         """Forget the addresses that the test chose."""
@@ -89,6 +91,13 @@ class Resolver:
             ipaddress.ip_address(address)
             self._name_of[address] = name.lower()
         self._chosen[name.lower()] = addresses
+
+    def addresses(self, name: str) -> tuple[str, ...]:
+        """The addresses of an emulated name; none for a literal address or a real host."""
+        name = name.lower().rstrip(".")
+        if _is_address(name) or (name not in self._chosen and self._lets_through(name)):
+            return ()
+        return self._chosen.get(name) or (self._allot(name),)
 
     # --- what stands in for socket's functions ---------------------------------------------------
 
@@ -188,10 +197,11 @@ class Resolver:
         name = name.lower().rstrip(".")
         if not self._installed:
             return None
+        if name not in self._chosen and self._lets_through(name):
+            return None
+        self.before_lookup(name)
         if name in self._chosen:
             return self._chosen[name]
-        if self._lets_through(name):
-            return None
         if not self._answers(name):
             message = str(unknown_host(name, f"looking up {name}"))
             self._report(f"looking up {name}: nothing in this test answers for it")
@@ -218,7 +228,7 @@ class Resolver:
         if not self._is_emulated(host) or sock.type == socket.SOCK_DGRAM:
             self._report(f"connecting to {host}:{port}: nothing in this test answers for it")
             raise unknown_host(host, f"connecting to {host}:{port}", f"https://{host}:{port}/")
-        self.before_connect(self._name_of.get(host, host), port)
+        self.before_connect(self._name_of.get(host, host), host, port)
         return self._connect_to_wire(real, sock, host, port)
 
     def _connect_to_wire(

@@ -6,14 +6,15 @@ In this order: faults that the test injects, the user's own routes, everybody el
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Protocol
 
 import httpx
 
 from emulator.errors import UnknownHostError
 from emulator.ledger import Exchange, Ledger, redact_headers
-from emulator.network.faults import Faults, Strike
+from emulator.network.fault import Strike
+from emulator.network.faults import Faults
 from emulator.network.reply import Body, reply
 from emulator.network.routes import PassThrough, Routes
 
@@ -49,6 +50,10 @@ class Router:
         self.hosts: list[Host] = []
         #: Whether a host may be reached for real where no route of the user's matches.
         self.lets_through: Callable[[str], bool] = lambda _host: False
+        #: Called before each request, its exchange not yet open.
+        self.before_request: Callable[[], None] = lambda: None
+        #: The addresses of a host, in the order in which clients try them.
+        self.addresses: Callable[[str], Sequence[str]] = lambda _host: ()
 
     def passes(self, host: str) -> bool:
         """Whether requests for a host need not be asked about: it is let through as a whole."""
@@ -65,7 +70,8 @@ class Router:
 
         Raises:
             UnknownHostError: nothing answers this URL.
-            OSError: a fault struck (refused, reset, timed out).
+            NotConnected: a fault struck a client in process as it connected.
+            OSError: another one did (reset, timed out).
             LetThrough: the request is to take the real network.
             WouldBlock: the handler must wait and the request may not
                 (``extensions["fal_may_block"]`` is False).
@@ -73,11 +79,11 @@ class Router:
         exchange, strike = self._open(request, client, runner)
         if strike and strike.takes_time and request.extensions.get("fal_may_block") is False:
             raise WouldBlock
-        response = strike.before() if strike else None
+        response = strike.before(request) if strike else None
         if response is None:
             response = self._answer(request, exchange)
         if strike:
-            response = strike.after(response)
+            response = strike.after(response, request)
         return _watch(response, exchange)
 
     def _open(
@@ -86,11 +92,23 @@ class Router:
         """Write a request down and see what strikes it; once, also if it comes back to wait."""
         opened: tuple[Exchange, Strike | None] | None = request.extensions.get("fal_exchange")
         if opened is None:
+            self.before_request()
             headers = request.headers.multi_items()
             exchange = self.ledger.open(client, request.method, str(request.url), headers, runner)
             request.stream = _Counted(request.stream, exchange)
-            opened = request.extensions["fal_exchange"] = (exchange, self.faults.strike(exchange))
+            strike = self._strike(request, exchange) if self.faults.active else None
+            opened = request.extensions["fal_exchange"] = (exchange, strike)
         return opened
+
+    def _strike(self, request: httpx.Request, exchange: Exchange) -> Strike | None:
+        """See what strikes a request; one in process connects in thought, over the wire it has."""
+        if exchange.client == "wire":
+            peer = request.extensions.get("fal_peer")
+            exchange.address = peer.address if peer is not None else None
+        else:
+            context = request.extensions.get("fal_ssl_context")
+            self.faults.connect(exchange, self.addresses(exchange.host), context)
+        return self.faults.strike(exchange)
 
     def _answer(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         host = request.url.host

@@ -27,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from emulator.errors import EmulatorError
 
-__all__ = ["Authority", "ServerSide"]
+__all__ = ["Authority", "FlawedHandshake", "ServerSide"]
 
 ServerSide = ssl.SSLSocket | ssl.SSLObject
 
@@ -43,6 +43,19 @@ _SYSTEM_BUNDLES = (
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 )
+
+
+class FlawedHandshake(Exception):  # noqa: N818 - an order, not an error
+    """Raised by a listener's ``choose``: present a certificate with this flaw.
+
+    ``"expired"``, ``"wrong_host"``, ``"untrusted"``; or ``"handshake"``: present none, and alert.
+    """
+
+    def __init__(self, name: str, flaw: str) -> None:
+        """Take down whose certificate is to be flawed."""
+        super().__init__(f"{name}: {flaw}")
+        self.name = name
+        self.flaw = flaw
 
 
 class Authority:
@@ -110,6 +123,14 @@ class Authority:
         with self._lock:
             return self._context_of(name.lower().rstrip("."))
 
+    def flawed_context(self, name: str, flaw: str) -> ssl.SSLContext:
+        """A context that fails to prove to be ``name``, for one reason and no other."""
+        if flaw == "wrong_host":
+            return self.server_context("another-host.invalid")
+        if flaw == "untrusted":
+            return Authority.create().server_context(name)
+        return self._new_context(name, until=_VALID_FROM + datetime.timedelta(days=365))
+
     def listener_context(
         self, choose: Callable[[ServerSide, str | None], str | None] | None = None
     ) -> ssl.SSLContext:
@@ -124,6 +145,10 @@ class Authority:
             try:
                 name = choose(side, asked) if choose else asked
                 side.context = self.server_context(name or _UNNAMED)
+            except FlawedHandshake as order:
+                if order.flaw == "handshake":
+                    return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
+                side.context = self.flawed_context(order.name, order.flaw)
             except ValueError:  # not a name: the client gets an alert, and pytest no traceback
                 return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
             return None
@@ -132,17 +157,17 @@ class Authority:
         context.sni_callback = switch
         return context
 
-    def _new_context(self, name: str) -> ssl.SSLContext:
+    def _new_context(self, name: str, until: datetime.datetime = _VALID_UNTIL) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # A ticket written after the handshake makes a client that leaves at once look like an
         # error, and nothing here resumes a session.
         context.num_tickets = 0
         context.set_alpn_protocols(["http/1.1"])
-        _load_chain(context, self._issue(name) + self._leaf_key_pem())
+        _load_chain(context, self._issue(name, until) + self._leaf_key_pem())
         return context
 
-    def _issue(self, name: str) -> bytes:
+    def _issue(self, name: str, until: datetime.datetime) -> bytes:
         # trustme refuses names with an underscore, which buckets and containers have.
         issuer_key_id = self._certificate.extensions.get_extension_for_class(
             x509.SubjectKeyIdentifier
@@ -154,7 +179,7 @@ class Authority:
             .issuer_name(self._certificate.subject)
             .public_key(public_key)
             .not_valid_before(_VALID_FROM)
-            .not_valid_after(_VALID_UNTIL)
+            .not_valid_after(until)
             .serial_number(x509.random_serial_number())
             .add_extension(x509.SubjectAlternativeName([_general_name(name)]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 
 from emulator.errors import UnknownHostError
+from emulator.network.bodies import CutShortError
+from emulator.network.fault import NotConnected
 from emulator.network.router import LetThrough
 
 __all__ = ["UrllibEntrance"]
@@ -81,6 +83,8 @@ def _answer(dispatch: Dispatch, request: urllib.request.Request) -> _Response:
         response = dispatch(converted)
     except UnknownHostError:
         raise
+    except NotConnected as failed:
+        raise urllib.error.URLError(failed.error) from failed.error
     except ConnectionRefusedError as error:
         raise urllib.error.URLError(error) from error
     return _Response(response, request)
@@ -108,9 +112,10 @@ class _UploadStream(httpx.SyncByteStream):
 class _Stream(io.RawIOBase):
     """A response body as a file."""
 
-    def __init__(self, chunks: Iterable[bytes], close: Callable[[], None]) -> None:
+    def __init__(self, chunks: Iterable[bytes], close: Callable[[], None], sized: bool) -> None:
         self._chunks = iter(chunks)
         self._close = close
+        self._sized = sized
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
@@ -118,7 +123,7 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
-            chunk = next(self._chunks, None)
+            chunk = self._next()
             if chunk is None:
                 return 0
             self._rest = memoryview(chunk)
@@ -126,6 +131,14 @@ class _Stream(io.RawIOBase):
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
+
+    def _next(self) -> bytes | None:
+        try:
+            return next(self._chunks, None)
+        except CutShortError:
+            if self._sized:  # then http.client finds out by itself
+                return None
+            raise http.client.IncompleteRead(b"") from None
 
     def close(self) -> None:
         if not self.closed:
@@ -138,7 +151,9 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, response: httpx.Response, request: urllib.request.Request) -> None:
         # HTTPResponse.__init__ wants a socket and begin() parses one; these are what they set.
-        self.fp = io.BufferedReader(_Stream(response.stream, response.close))  # type: ignore[arg-type]
+        sized = "content-length" in response.headers
+        stream = _Stream(response.stream, response.close, sized)  # type: ignore[arg-type]
+        self.fp = io.BufferedReader(stream)
         self.debuglevel = 0
         self._method = request.get_method()
         self.headers = self.msg = _headers(response)  # type: ignore[assignment]

@@ -7,6 +7,7 @@ are streams both ways; neither is ever held in memory.
 
 from __future__ import annotations
 
+import gc
 import select
 import socket
 import ssl
@@ -24,19 +25,22 @@ import httpx
 from emulator.errors import EmulatorError
 from emulator.network import http1
 from emulator.network.http1 import ClientGoneError
-from emulator.network.trust import Authority, ServerSide
+from emulator.network.trust import Authority, FlawedHandshake, ServerSide
 
-__all__ = ["Abort", "ClientGoneError", "Peer", "Wire"]
+__all__ = ["Abort", "ClientGoneError", "Peer", "Stall", "Wire"]
 
 #: How many threads wait for clients to come.
 WAITING_THREADS = 3
 #: How long a request that names no host waits to be told which connection it came over.
 PEER_SECONDS = 0.25
+#: How long a client may take to notice that its time is out.
+STALL_SECONDS = 0.5
 #: How long a handler may go on after its connection was cut.
 JOIN_SECONDS = 5.0
 
 _TLS_HANDSHAKE = b"\x16"
 _JOINED_SEND = 65_536
+_NO_TIME = 0.001
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _HANG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
@@ -62,14 +66,20 @@ class Abort(Exception):  # noqa: N818 - an order, not an error
         self.reset = reset
 
 
+class Stall(Exception):  # noqa: N818 - an order, not an error
+    """Raised by a handler, or by a response's stream: nothing comes any more, and the client's
+    time-out is to strike now."""
+
+
 class Wire:
     """The server. Not started by being made.
 
     The handler is called in a thread of the connection, with these ``request.extensions``:
     ``fal_client`` is ``"wire"``; ``fal_peer`` is a `Peer` or None; ``fal_wait(seconds)`` sleeps,
-    raising `ClientGoneError` as soon as the client is gone. It has to read the request's body
-    before it returns. An exception's ``fal_response``, if it has one, is its answer; any other
-    but `Abort` is answered with a 500 and kept in ``errors``.
+    raising `ClientGoneError` as soon as the client is gone; ``fal_hasten()`` makes the client's
+    next read time out at once. It has to read the request's body before it returns. An
+    exception's ``fal_response``, if it has one, is its answer; any other but `Abort` and `Stall`
+    is answered with a 500 and kept in ``errors``.
     """
 
     def __init__(
@@ -78,6 +88,8 @@ class Wire:
         """Set up the wire; ``start`` opens it."""
         self.errors: list[BaseException] = []
         self.handler = handler
+        #: Asked before each handshake for the flaw that it is to have.
+        self.flaw_of: Callable[[str, Peer | None], str | None] = lambda _name, _peer: None
         self._tls = authority.listener_context(self._choose_name)
         self._peers: dict[int, Peer] = {}
         self._announced = threading.Condition()
@@ -132,10 +144,12 @@ class Wire:
         assert isinstance(side, ssl.SSLSocket)
         connection = self._handshakes[side.fileno()]
         connection.server_name = asked
-        if asked is not None:
-            return asked
         peer = self._peers.get(connection.port)
-        return peer.address if peer else "127.0.0.1"
+        name = asked or (peer.address if peer else "127.0.0.1")
+        flaw = self.flaw_of(name, peer)
+        if flaw is not None:
+            raise FlawedHandshake(name, flaw)
+        return name
 
 
 class _Crew:
@@ -240,6 +254,7 @@ class _Connection:
         self._peer: Peer | None = None
         self._request: httpx.Request | None = None
         self._unread = False
+        self._begun = False
 
     def serve(self) -> None:
         """Answer its requests until one side has enough; never raises."""
@@ -251,6 +266,8 @@ class _Connection:
                 self._say_goodbye()
         except Abort as abort:
             reset = abort.reset
+        except Stall:
+            reset = not self._stall()
         except OSError:
             pass  # the client is gone, does not trust us, or was cut
         except BaseException as error:
@@ -278,6 +295,29 @@ class _Connection:
         poller.register(self._socket, _HANG_UP)
         if poller.poll(None if seconds is None else seconds * 1000):
             raise ClientGoneError("The client hung up while it was let wait.")
+
+    def hasten(self) -> bool:
+        """Let the client's reads time out at once, but for one that has begun.
+
+        Only for a blocking socket of this process that has a time-out; whether it is one.
+        """
+        client = _socket_of_port(self.port)
+        if client is None or not client.gettimeout():
+            return False
+        with suppress(OSError):  # it has hung up meanwhile
+            client.settimeout(_NO_TIME)
+        return True
+
+    def _stall(self) -> bool:
+        """Keep quiet until the client hangs up; whether it did."""
+        try:
+            if self.hasten() and not self._begun:
+                # Who waits for an answer goes on waiting after this, with a new time-out.
+                self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.wait(STALL_SECONDS)
+        except OSError:  # gone, as it should; or cut at the end of the test
+            return True
+        return False
 
     def _open(self) -> bool:
         self._socket.settimeout(None)  # whatever socket.setdefaulttimeout() says
@@ -344,6 +384,7 @@ class _Connection:
             "fal_client": "wire",
             "fal_peer": self._peer,
             "fal_wait": self.wait,
+            "fal_hasten": self.hasten,
         }
         if url.raw_path != head.target:
             extensions["target"] = head.target  # for an exact forward, and "OPTIONS *"
@@ -362,7 +403,7 @@ class _Connection:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         try:
             return http1.checked(self._wire.handler(request))
-        except (Abort, ClientGoneError):
+        except (Abort, ClientGoneError, Stall):
             raise
         except http1.RefusedError as refused:  # by the body, which the handler was reading
             return refused.response
@@ -375,6 +416,7 @@ class _Connection:
 
     def _respond(self, head: http1.Head, response: httpx.Response) -> bool:
         frame = http1.frame(head, response, not self._unread)
+        self._begun = True
         stream = cast("httpx.SyncByteStream", response.stream)
         try:
             if frame.bodiless:
@@ -383,11 +425,12 @@ class _Connection:
                 self._send_uncounted(frame, stream)
             else:
                 self._send_counted(frame.head, stream, frame.length)
-        except (Abort, ClientGoneError):
+        except (Abort, ClientGoneError, Stall):
             raise
         except BaseException as error:
             self._wire.errors.append(error)
             raise Abort from error
+        self._begun = False
         return frame.keep
 
     def _send_counted(self, head: bytes, stream: Iterable[bytes], remaining: int) -> None:
@@ -462,6 +505,19 @@ def _shut_down(sock: socket.socket, how: int) -> None:
     with suppress(OSError):
         # Not SSLSocket's own, which takes the TLS state away from the thread that uses it.
         socket.socket.shutdown(sock, how)
+
+
+def _socket_of_port(port: int) -> socket.socket | None:
+    """This process's socket with that local port.
+
+    Looked for among all objects: wrapping a connected socket in TLS makes another of it.
+    """
+    for thing in gc.get_objects():
+        if issubclass(type(thing), socket.socket) and thing.fileno() != -1:
+            with suppress(OSError):
+                if thing.getsockname()[1:2] == (port,):
+                    return cast("socket.socket", thing)
+    return None
 
 
 def _receive_raw(sock: socket.socket) -> bytes:
