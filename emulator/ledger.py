@@ -17,7 +17,7 @@ _SECRET_HEADERS = frozenset(
 _SECRET_PARAMETERS = ("token", "signature", "identity", "key", "secret", "credential", "jwt")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Exchange:
     """One request and what became of it."""
 
@@ -45,6 +45,10 @@ class Exchange:
     bytes_sent: int = 0
     #: What the emulator has to say about it: a fault that struck, an unknown lifecycle key.
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        by = f" by {self.runner}" if self.runner else ""
+        return f"<#{self.number} {self.method} {self.url}: {self.status or 'no answer'}{by}>"
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class SDKState:
             _forget_token(manager)
         self._save_containers()
         self._save_limits()
+        self._save_results()
         _forget_images()
 
     def drain(self) -> None:
@@ -83,6 +84,8 @@ class SDKState:
             local._FAL_HOME_DIR = os.getenv("FAL_HOME_DIR", str(Path.home() / ".fal"))  # type: ignore[attr-defined]
         if "fal.ref" in new:
             sys.modules["fal.ref"].current_app = None  # type: ignore[attr-defined]
+        if "isolate" in new:
+            _take_results(sys.modules["isolate"])
         if _PROVIDERS in new:
             for manager in _token_managers():
                 _forget_token(manager)
@@ -104,7 +107,6 @@ class SDKState:
         for owner, attribute in (
             (file, "BUILT_IN_REPOSITORIES"),
             (file, "FALLBACK_REPOSITORY"),
-            (sys.modules.get("isolate"), "__cached_functions__"),
         ):
             container = getattr(owner, attribute, None)
             if isinstance(container, (dict, list)):
@@ -120,8 +122,14 @@ class SDKState:
             for limit in _MULTIPART_LIMITS:
                 self._save_attribute(getattr(providers, name, None), limit)
 
+    def _save_results(self) -> None:
+        isolate = sys.modules.get("isolate")
+        if isolate is not None:
+            results = _take_results(isolate)
+            self._undo.append(lambda: _put_results(isolate, results))
 
-_WATCHED = ("fal.auth.local", "fal.ref", _PROVIDERS)
+
+_WATCHED = ("fal.auth.local", "fal.ref", "isolate", _PROVIDERS)
 
 
 def _token_managers() -> Iterator[Any]:
@@ -137,6 +145,19 @@ def _forget_token(manager: Any) -> None:
     manager._token = manager.token_cls(
         token="", token_type="", base_upload_url="", expires_at=_AGES_AGO
     )
+
+
+def _take_results(isolate: Any) -> Any:
+    """What ``fal.cached`` has kept so far, taken away: the next call computes it, as in a new
+    process. It makes its place in isolate's module when it is first called [study §4].
+    """
+    return vars(isolate).pop("__cached_functions__", None)
+
+
+def _put_results(isolate: Any, results: Any) -> None:
+    vars(isolate).pop("__cached_functions__", None)
+    if results is not None:
+        vars(isolate)["__cached_functions__"] = results
 
 
 def _lifecycle_reference() -> Any:

@@ -1097,6 +1097,11 @@ def test_a_fault_that_never_struck_is_reported(pytester: pytest.Pytester) -> Non
     )
 
 
+def test_a_fault_that_need_not_strike_is_not_reported(fal_faults: Faults) -> None:
+    fal_faults.refuse(optional=True)
+    assert fal_faults.unused == []
+
+
 def test_a_fault_that_never_struck_can_be_a_failure(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_one(fal_faults):\n    fal_faults.refuse()\n")
     result = pytester.runpytest_subprocess(
@@ -1115,3 +1120,18 @@ def test_a_fault_says_what_it_is(fal_faults: Faults, fal_origin: Origin) -> None
         "struck 0 times>"
     )
     get_with_httpx(URL)
+
+
+@pytest.mark.parametrize("get", CLIENTS)
+def test_a_body_that_ends_with_the_connection_can_be_cut_unseen(
+    fal_faults: Faults, fal_origin: Origin, get: Callable[[str], bytes]
+) -> None:
+    fal_origin.serve(URL, b"0123456789", content_length="absent")
+    fal_faults.truncate(after=4)
+    assert get(URL) == b"0123"
+
+
+def test_the_toolkit_takes_such_a_part_for_the_file(fal_faults: Faults, fal_origin: Origin) -> None:
+    fal_origin.serve(URL, b"0123456789", content_length="absent")
+    fal_faults.truncate(after=4)
+    assert download_file(URL, target_dir="models").read_bytes() == b"0123"

@@ -182,6 +182,19 @@ def test_repositories_and_limits_that_a_test_changes_are_restored(fal_emulator):
     assert threshold == MultipartUploadV3.MULTIPART_THRESHOLD
 
 
+def test_results_of_fal_cached_do_not_outlive_a_test(fal_emulator):
+    import fal
+
+    @fal.cached
+    def load():
+        return object()
+
+    first = load()
+    assert load() is first
+    fal_emulator.reset()
+    assert load() is not first
+
+
 def test_the_current_app_of_a_test_does_not_outlive_it(fal_emulator):
     import fal.ref
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+import fal_client
 import httpx
 import pytest
-from fal.toolkit import download_file
+from fal.toolkit import File, download_file
+from fal.toolkit.file.providers.fal import InternalFalFileRepositoryV3
 
 if TYPE_CHECKING:
-    from pytest_fal import CDN, Clock, Faults, Origin
+    from pytest_fal import CDN, Clock, Emulator, Faults, Ledger, Origin
 
 URL = "https://example.com/model.bin"
 HOUR = timedelta(hours=1)
@@ -189,3 +192,28 @@ def test_a_link_expires_while_it_is_downloaded(
     fal_clock.on(61, lambda: seen.append(httpx.get(url).status_code))
     assert len(httpx.get(url).content) == 1_000_000, "what is under way is sent to its end"
     assert seen == [404]
+
+
+def test_the_sdk_renews_its_token_when_less_than_an_hour_is_left(
+    fal_clock: Clock, fal_emulator: Emulator, fal_ledger: Ledger, start: datetime
+) -> None:
+    """Of 12 hours it is used for 11; a token of an hour would be renewed at each call."""
+    fal_emulator.settings.token_lifetime = timedelta(hours=12)
+    asked = []
+    for _ in range(13):
+        before = len(fal_ledger.requests(path="/storage/auth/token"))
+        File.from_bytes(b"x", repository=InternalFalFileRepositoryV3())
+        if len(fal_ledger.requests(path="/storage/auth/token")) > before:
+            asked.append((fal_clock.now() - start) // HOUR)
+        fal_clock.advance(hours=1)
+    assert asked == [0, 11]
+
+
+def test_fal_client_backs_off_in_virtual_time_in_a_coroutine_too(
+    fal_clock: Clock, fal_faults: Faults, fal_cdn: CDN, start: datetime
+) -> None:
+    fault = fal_faults.refuse(times=2, path="/files/upload")
+    url = asyncio.run(fal_client.AsyncClient().upload(b"x", "text/plain", "a.txt"))
+    assert fal_cdn.get(url) == b"x"
+    assert len(fault.struck) == 2
+    assert timedelta(0) < fal_clock.now() - start < timedelta(minutes=1)

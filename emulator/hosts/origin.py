@@ -10,6 +10,7 @@ from typing import Literal
 
 import httpx
 
+from emulator.checks import fail, happened, listed, short
 from emulator.errors import EmulatorError
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply, reply
@@ -38,6 +39,35 @@ class ServedFile:
     redirect_to: str | None
     #: The requests that reached it, in order.
     requests: list[Exchange] = field(default_factory=list, repr=False)
+    #: Body bytes that each of them is to get, by its number, where it asked for the file's content.
+    _lengths: dict[int, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def downloads(self) -> int:
+        """How often it was downloaded: the GETs whose answer was 200 or 206 and taken whole."""
+        return sum(
+            exchange.status in (200, 206)
+            and exchange.bytes_sent >= self._lengths.get(exchange.number, exchange.bytes_sent + 1)
+            for exchange in self.requests
+        )
+
+    def assert_downloaded(self, times: int = 1) -> None:
+        """Fail unless it was downloaded so often; see :attr:`downloads`."""
+        __tracebackhide__ = True
+        found = self.downloads
+        if found != times:
+            self._fail(happened("downloaded", found, times))
+
+    def assert_not_requested(self) -> None:
+        """Fail if anybody asked for it, in whatever way and with whatever success."""
+        __tracebackhide__ = True
+        if self.requests:
+            self._fail(happened("requested", len(self.requests), 0))
+
+    def _fail(self, what: str) -> None:
+        __tracebackhide__ = True
+        requests = [short(one, self._lengths.get(one.number)) for one in self.requests]
+        fail(f"{self.url} {what}: {listed(requests) or 'nobody asked for it'}")
 
     @property
     def bytes_sent(self) -> int:
@@ -91,7 +121,8 @@ class Origin:
             content_type: media type; default: none is sent.
             file_name: sent as ``Content-Disposition: attachment; filename="..."``.
             content_disposition: the whole header, instead of *file_name*.
-            content_length: ``"true"``, ``"absent"``, or a number that may be a lie. A body that is
+            content_length: ``"true"``, ``"absent"`` (the body ends with the connection, and one
+                that is cut short looks whole), or a number that may be a lie. A body that is
                 longer than that ends there, as HTTP frames it.
             chunked: send in chunks, which also means without a Content-Length.
             gzip: compress, whether or not the client accepts it.
@@ -127,6 +158,8 @@ class Origin:
             extra["content-disposition"] = content_disposition
         if chunked:
             extra["transfer-encoding"] = "chunked"
+        elif content_length == "absent":
+            extra["connection"] = "close"
         served = ServedFile(
             url=url,
             content=content.encode() if isinstance(content, str) else content,
@@ -168,10 +201,10 @@ class Origin:
         if served is None:
             return None
         served.requests.append(exchange)
-        return _respond(served, request)
+        return _respond(served, request, exchange)
 
 
-def _respond(served: ServedFile, request: httpx.Request) -> httpx.Response:
+def _respond(served: ServedFile, request: httpx.Request, exchange: Exchange) -> httpx.Response:
     for name, value in served.require_headers.items():
         if request.headers.get(name) != value:
             detail = f"header {name} is missing or wrong"
@@ -185,11 +218,15 @@ def _respond(served: ServedFile, request: httpx.Request) -> httpx.Response:
     if served.gzip:
         headers.append(("content-encoding", "gzip"))
     content = gzip_module.compress(served.content, 6, mtime=0) if served.gzip else served.content
-    return _deliver(served, request, headers, content)
+    return _deliver(served, request, exchange, headers, content)
 
 
 def _deliver(
-    served: ServedFile, request: httpx.Request, headers: list[tuple[str, str]], content: bytes
+    served: ServedFile,
+    request: httpx.Request,
+    exchange: Exchange,
+    headers: list[tuple[str, str]],
+    content: bytes,
 ) -> httpx.Response:
     total = len(content) if served.size is None else served.size
     start, end, status = 0, total, served.status
@@ -205,6 +242,8 @@ def _deliver(
     if isinstance(served.content_length, int):
         length = served.content_length
         end = min(end, length)
+    if request.method == "GET":
+        served._lengths[exchange.number] = length
     stream = _slices(content, start, end) if served.size is None else _synthetic(start, end)
     return reply(
         status,

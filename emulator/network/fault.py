@@ -170,8 +170,8 @@ class Strikes:
 
     @property
     def unused(self) -> list[Fault]:
-        """The faults that never struck."""
-        return [fault for fault in self._faults if not fault.struck]
+        """The faults that never struck, and were to."""
+        return [f for f in self._faults if not f.struck and not f.which.optional]
 
     def end(self) -> None:
         """Reset the connections that gates hold; what struck can still be asked for."""

@@ -52,7 +52,8 @@ class Faults(Strikes):
     * ``host`` (``"*.example.com"`` fits by its end), ``method``, ``path`` (``"/models/*"`` fits by
       its beginning);
     * ``runner``: the runner, or its name, that sends the request;
-    * ``address``: one of several addresses that a host resolves to (``fal_emulator.resolver.set``).
+    * ``address``: one of several addresses that a host resolves to (``fal_emulator.resolver.set``);
+    * ``optional=True``: it need not strike; one that never struck is reported otherwise.
 
     Args:
         sleep: how a delay passes; on a stopped clock it moves the clock.
@@ -337,8 +338,8 @@ class Faults(Strikes):
         """Lie about the answer's length.
 
         Args:
-            length: what the Content-Length says; None: there is none. A body that is longer ends
-                there, one that is shorter ends early.
+            length: what the Content-Length says; a body that is longer ends there, one that is
+                shorter ends early. None: there is none, and the body ends with the connection.
             which: the matchers.
         """
         if length is not None:
@@ -347,7 +348,8 @@ class Faults(Strikes):
 
         def lie(response: httpx.Response, request: httpx.Request, _: Exchange) -> None:
             if length is None:
-                del response.headers["content-length"]
+                response.headers.pop("content-length", None)
+                response.headers["connection"] = "close"
                 return
             response.headers["content-length"] = str(length)
             response.headers.pop("transfer-encoding", None)

@@ -313,19 +313,18 @@ class Frame(NamedTuple):
 
 
 def frame(head: Head, response: httpx.Response, intact: bool) -> Frame:
-    """Lay out the answer to a request; ``intact`` when nothing of its body is still to come."""
+    """Lay out the answer to a request; ``intact`` when nothing of its body is still to come.
+
+    A body without a length is chunked; with ``Connection: close`` it ends with the connection.
+    """
     raw = response.headers.raw
     fields = {name.lower(): value for name, value in raw}
     bodiless = head.method == "HEAD" or response.status_code in (204, 304)
     declared = fields.get(b"content-length", b"")
     length = int(declared) if _LENGTH.fullmatch(declared) else None
-    chunked = not bodiless and length is None and head.version == b"1.1"
-    keep = (
-        intact
-        and head.stays
-        and (bodiless or chunked or length is not None)
-        and b"close" not in fields.get(b"connection", b"").lower()
-    )
+    closes = b"close" in fields.get(b"connection", b"").lower()
+    chunked = not bodiless and length is None and head.version == b"1.1" and not closes
+    keep = intact and head.stays and (bodiless or chunked or length is not None) and not closes
     lines = [_status_line(response)]
     # These two are the wire's to say.
     lines += [

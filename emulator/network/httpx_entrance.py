@@ -17,6 +17,7 @@ import httpx
 from emulator.errors import EmulatorError, UnknownHostError
 from emulator.network.bodies import CutShortError
 from emulator.network.fault import NotConnected
+from emulator.network.reply import ends_by_closing
 from emulator.network.router import LetThrough, WouldBlock
 
 __all__ = ["HttpxEntrance"]
@@ -138,6 +139,7 @@ def _to_httpcore(response: httpx.Response, method: str) -> Any:
             response.stream,
             _promised(response, method),
             may_wait=bool(response.extensions.get("fal_may_wait")),
+            ends_by_closing=ends_by_closing(response),
         ),
         extensions=extensions,
     )
@@ -153,10 +155,13 @@ def _promised(response: httpx.Response, method: str) -> int | None:
 class _Errors:
     """A body that is cut short or breaks off with the errors that httpx knows."""
 
-    def __init__(self, stream: Any, promised: int | None, may_wait: bool = False) -> None:
+    def __init__(
+        self, stream: Any, promised: int | None, *, may_wait: bool, ends_by_closing: bool
+    ) -> None:
         self._stream = stream
         self._promised = promised
         self._may_wait = may_wait
+        self._ends_by_closing = ends_by_closing
 
     def __iter__(self) -> Any:
         received = 0
@@ -167,7 +172,8 @@ class _Errors:
         except TimeoutError as error:
             raise httpcore.ReadTimeout(str(error)) from error
         except CutShortError as error:
-            raise self._cut_short(received) from error
+            if not self._ends_by_closing:  # else nobody can tell
+                raise self._cut_short(received) from error
         except ConnectionError as error:
             if received != self._promised:  # else the client has all it waits for
                 raise httpcore.ReadError(str(error)) from error

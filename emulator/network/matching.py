@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         path: str
         runner: Runner | str
         address: str
+        optional: bool
 
 
 __all__ = ["Connection", "Target", "Which"]
@@ -74,6 +75,7 @@ class Which:
         path: path without the query; one that ends in ``*`` fits by its beginning.
         runner: the runner, or its name, that sends them.
         address: the address that the client has connected to.
+        optional: it may well strike none; else one that never struck is reported.
     """
 
     times: int | None = None
@@ -83,6 +85,7 @@ class Which:
     path: str | None = None
     runner: str | None = None
     address: str | None = None
+    optional: bool = False
 
     @classmethod
     def of(cls, given: Any) -> Which:
@@ -135,7 +138,7 @@ class Which:
 
     def __str__(self) -> str:
         given = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
+        return ", ".join(f"{name}={value!r}" for name, value in given if value)
 
 
 def _fits_host(pattern: str, host: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Body", "json_reply", "reply"]
+__all__ = ["Body", "ends_by_closing", "json_reply", "reply"]
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -69,6 +69,12 @@ def reply(
     if status not in (204, 304):
         fields.append(("content-length", str(len(body))))
     return httpx.Response(status, headers=fields, stream=Body((body,) if body else ()))
+
+
+def ends_by_closing(response: httpx.Response) -> bool:
+    """Whether nothing but the end of the connection tells where its body ends."""
+    headers = response.headers
+    return "content-length" not in headers and "close" in headers.get("connection", "").lower()
 
 
 def json_reply(

@@ -20,6 +20,7 @@ import httpx
 from emulator.errors import UnknownHostError
 from emulator.network.bodies import CutShortError
 from emulator.network.fault import NotConnected
+from emulator.network.reply import ends_by_closing
 from emulator.network.router import LetThrough
 
 __all__ = ["UrllibEntrance"]
@@ -112,10 +113,10 @@ class _UploadStream(httpx.SyncByteStream):
 class _Stream(io.RawIOBase):
     """A response body as a file."""
 
-    def __init__(self, chunks: Iterable[bytes], close: Callable[[], None], sized: bool) -> None:
+    def __init__(self, chunks: Iterable[bytes], close: Callable[[], None], raises: bool) -> None:
         self._chunks = iter(chunks)
         self._close = close
-        self._sized = sized
+        self._raises = raises
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
@@ -136,9 +137,9 @@ class _Stream(io.RawIOBase):
         try:
             return next(self._chunks, None)
         except CutShortError:
-            if self._sized:  # then http.client finds out by itself
-                return None
-            raise http.client.IncompleteRead(b"") from None
+            if self._raises:
+                raise http.client.IncompleteRead(b"") from None
+            return None
 
     def close(self) -> None:
         if not self.closed:
@@ -151,8 +152,10 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, response: httpx.Response, request: urllib.request.Request) -> None:
         # HTTPResponse.__init__ wants a socket and begin() parses one; these are what they set.
-        sized = "content-length" in response.headers
-        stream = _Stream(response.stream, response.close, sized)  # type: ignore[arg-type]
+        # http.client finds out by itself where there is a length, and nobody does where a body
+        # ends with the connection.
+        chunked = "content-length" not in response.headers and not ends_by_closing(response)
+        stream = _Stream(response.stream, response.close, chunked)  # type: ignore[arg-type]
         self.fp = io.BufferedReader(stream)
         self.debuglevel = 0
         self._method = request.get_method()

@@ -1,0 +1,145 @@
+"""Writes docs/bugs.md, the gallery's bugs by symptom: python examples/bugs/index.py
+
+What is not reproduced yet, and what it waits for, stands here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+from gallery import Bug
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent.parent / "docs" / "bugs.md"
+COMMAND = "python examples/bugs/index.py"
+
+#: The headings that come first; the others follow in the order of their tests.
+TOPICS = (
+    "Model weights",
+    "Downloading files",
+    "Links and files that expire",
+    "Runners, /data and /tmp",
+    "Files",
+    "Archives",
+    "Images",
+    "Uploads that go elsewhere",
+    "Uploads",
+    "Lifetime and readers of uploads",
+    "Results kept in memory",
+    "Compiled kernels",
+)
+
+_OLD = "an SDK below 1.75.5, the oldest that is supported here"
+_GATEWAY = "the gateway and its queue"
+_JAVASCRIPT = "the gateway, and fal's JavaScript client in front of it"
+
+#: Id, what it is, what its test waits for. Those that have a test by now are left out of the page.
+NOT_REPRODUCED = (
+    ("D18", "filesize_limit=N refuses more than N bytes, not megabytes (until fal 1.75.4)", _OLD),
+    ("U4", "uploads are never tried again (fal 1.20.0 to 1.69.13)", _OLD),
+    (
+        "U9",
+        "signed links to Google's storage live for 15 hours, not 15 minutes",
+        "Google's storage",
+    ),
+    ("U11", "an upload to the caller's bucket that fails is seen by nobody", "S3"),
+    ("K1", 'KV: the key "a#b" overwrites "a", and "a?b" becomes a query', "the KV store"),
+    ("K2", "KV: a set that was answered 404 counts as done", "the KV store"),
+    ("R1", "clone_repository without a commit clones again at every call", "git"),
+    ("R2", "clone_repository with a custom name cannot go to a newer short hash", "git"),
+    (
+        "P5",
+        "uploads of more than 100 MiB lose the lifetime they were given (until fal 1.67.0)",
+        _OLD,
+    ),
+    ("P8", "inputs that the JavaScript client uploads by itself carry no lifetime", _JAVASCRIPT),
+    ("P15", "links to R2 and S3 die after 15 minutes, whatever the request says", "S3 and R2"),
+    ("P17", "deleting a request's payloads leaves its input files on the CDN", _GATEWAY),
+    ("P24", "another data centre lists a file in /data and hangs reading it", "delays on /data"),
+    ("P25", "file locks on /data have no effect between runners", "a /data without locks"),
+    ("P31", "a request that is tried again runs twice, files and webhooks included", _GATEWAY),
+    ("P33", "KV: every entry is deleted after 30 days", "the KV store"),
+    ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
+    ("P37", "worker processes do not know the request they work for", "runners that are processes"),
+    ("P39", "results of nested calls cannot be read by the caller", _GATEWAY),
+    ("P40", "the first read on another node is many times slower", "delays on /data"),
+)
+
+HEAD = f"""\
+# Bugs and pitfalls, by symptom
+
+<!-- Written by `{COMMAND}` from the tests in examples/bugs. Do not edit. -->
+
+Look for what you see. Each entry is reproduced by the test that it names, offline and in
+milliseconds; the test also shows the way around it where that is short. "Seen" are the versions of
+fal in which the test was run and the bug was there: it may be older. D, F, U, K, C, R and I count
+bugs of the SDK, P pitfalls of the platform.
+"""
+
+
+def collect() -> list[Bug]:
+    """The bugs that have a test, in the order of files and tests."""
+    modules = [importlib.import_module(path.stem) for path in sorted(HERE.glob("test_bugs_*.py"))]
+    found = [getattr(item, "bug", None) for module in modules for item in vars(module).values()]
+    return [bug for bug in found if isinstance(bug, Bug)]
+
+
+def page(bugs: list[Bug]) -> str:
+    """The whole of docs/bugs.md."""
+    by_topic: dict[str, list[Bug]] = {topic: [] for topic in TOPICS}
+    for bug in bugs:
+        by_topic.setdefault(bug.topic, []).append(bug)
+    by_topic = {topic: found for topic, found in by_topic.items() if found}
+    contents = [line for topic, found in by_topic.items() for line in _contents(topic, found)]
+    entries = [text for topic, found in by_topic.items() for text in _entries(topic, found)]
+    return "\n".join([HEAD, *contents, "", *entries, _not_reproduced(bugs)])
+
+
+def _contents(topic: str, bugs: list[Bug]) -> list[str]:
+    links = [f"  - [{_plain(bug.symptom)}](#{_anchor(bug.symptom)})" for bug in bugs]
+    return [f"- **{topic}**", *links]
+
+
+def _entries(topic: str, bugs: list[Bug]) -> list[str]:
+    return [f"## {topic}\n", *(_entry(bug) for bug in bugs)]
+
+
+def _entry(bug: Bug) -> str:
+    seen = "any version" if bug.seen is None else f"{bug.package} {' to '.join(bug.seen)}"
+    test = f"[{bug.test}](../examples/bugs/{bug.module}.py)"
+    return f"""\
+### {_plain(bug.symptom)}
+
+{_plain(bug.title)}
+
+- *What happens:* {_plain(bug.parts["Happens"])}
+- *How to avoid it:* {_plain(bug.parts["Avoid"])}
+- *Seen:* {seen}. {", ".join(bug.ids)}, {test}
+"""
+
+
+def _not_reproduced(bugs: list[Bug]) -> str:
+    shown = {id for bug in bugs for id in bug.ids}
+    rows = [
+        f"| {id} | {_plain(what)} | {needs} |"
+        for id, what, needs in NOT_REPRODUCED
+        if id not in shown
+    ]
+    head = ["## Known, and not reproduced yet", "", "| | what it is | what its test waits for |"]
+    return "\n".join([*head, "|---|---|---|", *rows, ""])
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is; underscores within words are safe."""
+    return re.sub(r"[*<>|]|_(?![A-Za-z0-9])|(?<![A-Za-z0-9])_", r"\\\g<0>", text)
+
+
+def _anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(collect()), encoding="utf-8")

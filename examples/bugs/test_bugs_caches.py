@@ -1,0 +1,186 @@
+"""Bugs of caches in memory and of compiled kernels: one cache where there should be two."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import fal
+import pytest
+from fal.toolkit.compilation import get_gpu_type, synchronized_inductor_cache
+from gallery import bug
+
+MEMORY = "Results kept in memory"
+KERNELS = "Compiled kernels"
+
+#: Where torch.compile() keeps its kernels on a runner, and where the toolkit shares them.
+LOCAL = Path("/tmp/inductor-cache")
+SHARED = "inductor-caches/H100"
+
+
+# --- fal.cached ----------------------------------------------------------------------------------
+
+
+@bug(
+    "C1",
+    symptom="the second model answers like the first one",
+    topic=MEMORY,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_functions_that_look_alike_share_one_result(fal_emulator):
+    """Two functions with the same source text share one result of fal.cached.
+
+    Production: of two modules or classes, each with its load() in the same words, one gets the
+        other's model.
+    Expected: a result for each function.
+    Happens: results are kept under the function's text; what it refers to does not count.
+    Avoid: give what makes the difference as an argument.
+    """
+
+    def loader(name):
+        @fal.cached
+        def load():
+            return f"weights of {name}"
+
+        return load
+
+    assert loader("sdxl")() == "weights of sdxl"
+    assert loader("flux")() == "weights of sdxl"
+
+    @fal.cached
+    def load(name):
+        return f"weights of {name}"
+
+    assert [load("sdxl"), load("flux")] == ["weights of sdxl", "weights of flux"]
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(fal_tmp, monkeypatch):
+    """Sets the name that nvidia-smi prints; at first that of an H100."""
+
+    def name(text):
+        program = fal_tmp.write("bin/nvidia-smi", f"#!/bin/sh\necho '{text}'\n")
+        program.chmod(0o755)
+
+    monkeypatch.setenv("PATH", "/tmp/bin:/usr/bin:/bin")
+    name("NVIDIA H100 80GB HBM3")
+    return name
+
+
+def compile_kernel(name, text):
+    """What torch.compile() does, as far as files go."""
+    LOCAL.mkdir(exist_ok=True)
+    (LOCAL / name).write_text(text)
+
+
+def shared(fal_data, key):
+    """The kernels that all runners get under a key, and their texts."""
+    with zipfile.ZipFile(fal_data.path / SHARED / f"{key}.zip") as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist() if name[-1] != "/"}
+
+
+@bug(
+    *("I1", "P28"),
+    symptom="I fixed my kernel, and each new runner has the broken one again",
+    topic=KERNELS,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_a_changed_kernel_is_never_shared(gpu, fal_data):
+    """A kernel that was compiled anew under its old name is not shared, and is overwritten.
+
+    Production: after a change of the driver or of Triton each runner compiles again, for ever; and
+        gets the old kernels at each start.
+    Expected: what has changed is shared.
+    Happens: only the names of the files are compared.
+    Avoid: a key that has the versions of all that takes part in compiling.
+    """
+    with synchronized_inductor_cache("upscaler"):
+        compile_kernel("kernel.py", "broken")
+    with synchronized_inductor_cache("upscaler"):
+        compile_kernel("kernel.py", "fixed")
+    assert shared(fal_data, "upscaler") == {"kernel.py": "broken"}
+
+    with synchronized_inductor_cache("upscaler"):
+        assert (LOCAL / "kernel.py").read_text() == "broken"
+
+    with synchronized_inductor_cache("upscaler-2"):
+        compile_kernel("kernel.py", "fixed")
+    assert shared(fal_data, "upscaler-2") == {"kernel.py": "fixed"}
+
+
+@bug(
+    *("I2", "P28"),
+    symptom="one crash while compiling, and all runners are slow since",
+    topic=KERNELS,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_half_a_cache_is_shared_after_an_error(gpu, fal_data):
+    """When compiling fails in the middle, what there is so far is shared with all runners.
+
+    Production: half a cache replaces the whole one, and files that are cut off break others.
+    Expected: nothing is shared after an error.
+    Happens: the context manager shares what it finds, whatever ended the block.
+    Avoid: load_inductor_cache() and sync_inductor_cache(), the latter only after success.
+    """
+
+    def compile_until_an_error():
+        with synchronized_inductor_cache("upscaler"):
+            compile_kernel("first.py", "whole")
+            compile_kernel("second.py", "ha")
+            raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        compile_until_an_error()
+    assert shared(fal_data, "upscaler") == {"first.py": "whole", "second.py": "ha"}
+
+
+@bug(
+    *("I3", "P28"),
+    symptom="the cache of my small model is gigabytes large",
+    topic=KERNELS,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_one_keys_kernels_are_in_the_next_keys_cache(gpu, fal_data):
+    """A runner that compiles under two keys shares the kernels of both under the second.
+
+    Production: caches grow with each model that a runner has seen, and starts take longer.
+    Expected: under each key its own kernels.
+    Happens: all keys have one local folder, and the whole of it is packed.
+    Avoid: one key for each app; or empty the local folder in between.
+    """
+    with synchronized_inductor_cache("upscaler"):
+        compile_kernel("upscaler.py", "")
+    with synchronized_inductor_cache("captioner"):
+        compile_kernel("captioner.py", "")
+    assert set(shared(fal_data, "captioner")) == {"captioner.py", "upscaler.py"}
+
+
+@bug(
+    *("I4", "P28"),
+    symptom="kernels fail on some machines: no kernel image is available for execution",
+    topic=KERNELS,
+    seen=("1.75.5", "1.83.0"),
+)
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("GeForce", ["NVIDIA GeForce RTX 3060", "NVIDIA GeForce RTX 5090"]),
+        ("RTX", ["NVIDIA RTX A6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition"]),
+        ("UNKNOWN", ["Tesla T4", "Quadro RTX 8000"]),
+    ],
+)
+def test_incompatible_gpus_share_kernels(gpu, kind, names):
+    """GPUs of different generations count as one, so they share their kernels.
+
+    Production: machine_type = ["GPU-RTX4090", "GPU-RTX5090"]: kernels of one are loaded on the
+        other, where they fail or are compiled again.
+    Expected: a cache for each type of GPU.
+    Happens: the type is the first word after "NVIDIA" in what nvidia-smi says.
+    Avoid: put torch.cuda.get_device_capability() into the key.
+    """
+    for name in names:
+        gpu(name)
+        assert get_gpu_type() == kind
