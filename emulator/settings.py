@@ -88,7 +88,8 @@ class Settings(BaseModel):
     )
     malformed_lifecycle: Literal["report", "refuse"] = Field(
         default="report",
-        description="Malformed lifecycle JSON or unknown keys: accept, or 400 [§10].",
+        description="Malformed lifecycle JSON or unknown keys, of an upload or a call to an app: "
+        "accept and note it, or 400 [§10; §8, pitfall 7].",
     )
     invalid_expiration: Literal["refuse", "ignore"] = Field(
         default="refuse",
@@ -109,10 +110,22 @@ class Settings(BaseModel):
     )
     content_type_mismatch: Literal["report", "refuse"] = Field(
         default="report",
-        description="PUT with another Content-Type than initiated: keep it, or 400 [§10].",
+        description="PUT with another Content-Type than initiated: note it, or 400 [§10].",
     )
-    part_order: Literal["any", "strict"] = Field(
-        default="any", description="Parts completed out of order: sorted, or 400 as S3 does."
+    content_check: Literal["report", "refuse", "off"] = Field(
+        default="report",
+        description="Content that begins like another type than the one declared: note it, 400, "
+        "or do not look [§8, pitfall 18].",
+    )
+    unrecognised_content: Literal["accept", "rate_limit"] = Field(
+        default="accept",
+        description="Binary content of no known type: accept, or 429 as if v3's rate limit for it "
+        "were reached; the bucket of the fallback has none [§8, pitfall 18].",
+    )
+    part_order: Literal["report", "any", "strict"] = Field(
+        default="report",
+        description="Parts completed out of order: sorted and noted, just sorted, or 400 as S3 "
+        "does [§8, pitfall 36].",
     )
 
     @field_validator("account_acl")

@@ -31,6 +31,9 @@ from emulator.storage.lifecycle import (
 )
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+EXAMPLE = (
+    '. Write for example {"expiration_duration_seconds": 3600, "initial_acl": {"default": "hide"}}'
+)
 PERMISSIVENESS: dict[Decision, int] = {"hide": 0, "forbid": 1, "allow": 2}
 
 decisions = st.sampled_from(sorted(PERMISSIVENESS))
@@ -114,7 +117,7 @@ def test_true_and_1_differ() -> None:
 @pytest.mark.parametrize("text", ["", "{", "{'a': 1}", '{"expiration_duration_seconds": NaN}'])
 def test_what_is_not_json_is_reported(text: str) -> None:
     assert parse({"X-Fal-Object-Lifecycle": text}) == ParsedPreference(
-        None, (f"the lifecycle preference is not JSON: {text}",)
+        None, (f"the lifecycle preference is not JSON: {text}{EXAMPLE}",)
     )
 
 
@@ -127,7 +130,7 @@ def test_what_python_cannot_read_is_reported(text: str) -> None:
 @pytest.mark.parametrize("text", ["[]", "60", "null", '"1h"'])
 def test_what_is_no_object_is_reported(text: str) -> None:
     assert parse({"X-Fal-Object-Lifecycle": text}) == ParsedPreference(
-        None, (f"the lifecycle preference is not a JSON object: {text}",)
+        None, (f"the lifecycle preference is not a JSON object: {text}{EXAMPLE}",)
     )
 
 
@@ -135,7 +138,10 @@ def test_unknown_keys_are_reported_and_kept() -> None:
     text = '{"expiration_seconds": 60, "allow_io_storage": false}'
     assert parse({"X-Fal-Object-Lifecycle": text}) == ParsedPreference(
         {"expiration_seconds": 60, "allow_io_storage": False},
-        ("the lifecycle preference has an unknown key 'expiration_seconds'",),
+        (
+            "the lifecycle preference has an unknown key 'expiration_seconds'; the keys are "
+            f"expiration_duration_seconds, initial_acl and allow_io_storage{EXAMPLE}",
+        ),
     )
 
 
@@ -301,8 +307,12 @@ def test_an_acl_without_a_default_allows(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("value", "acl", "problem"),
     [
-        ("hide", None, "the ACL is not an object: 'hide'"),
-        ({"public": 1}, Acl(), "the ACL has an unknown key 'public'"),
+        ("hide", None, """the ACL is not an object such as {"default": "hide"}: 'hide'"""),
+        (
+            {"public": 1},
+            Acl(),
+            "the ACL has an unknown key 'public'; the keys are default and rules",
+        ),
         ({"default": 1}, Acl(), "the ACL's default is not allow, forbid or hide: 1"),
         ({"default": []}, Acl(), "the ACL's default is not allow, forbid or hide: []"),
         ({"rules": "ann"}, Acl(), "the ACL's rules are not a list: 'ann'"),

@@ -145,7 +145,7 @@ class CDNHost:
         if not self._cdn.same_file(upload.url, _address(request)):
             raise UploadError(403, "this upload URL is not valid")
         self._check_type(request, upload, exchange)
-        self._cdn.receive(upload, request.stream)  # type: ignore[arg-type]
+        self._cdn.receive(upload, request.stream, exchange.notes)  # type: ignore[arg-type]
         return reply(200, headers=[_CORS])
 
     def _check_type(self, request: httpx.Request, upload: Upload, exchange: Exchange) -> None:
@@ -169,14 +169,14 @@ class CDNHost:
         self, request: httpx.Request, exchange: Exchange, identifier: str
     ) -> httpx.Response:
         upload = self._authorised(request, identifier)
-        file = self._cdn.complete(upload, read_parts(request, "partNumber"))
+        file = self._cdn.complete(upload, read_parts(request, "partNumber"), exchange.notes)
         return json_reply({"access_url": file.url}, headers=[_CORS])
 
     # --- direct uploads --------------------------------------------------------------------------
 
     def _upload(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         upload = self._begin(request, exchange)
-        file = self._cdn.receive(upload, request.stream)  # type: ignore[arg-type]
+        file = self._cdn.receive(upload, request.stream, exchange.notes)  # type: ignore[arg-type]
         return json_reply({"access_url": file.url}, headers=[_CORS])
 
     def _upload_multipart(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
@@ -199,6 +199,7 @@ class CDNHost:
             read_lifecycle(request, exchange, self._cdn.settings),
             headers.get("x-fal-request-id"),
             host=host.removeprefix("upload.") if legacy else None,
+            runner=exchange.runner,
         )
 
     def _authorised(self, request: httpx.Request, identifier: str) -> Upload:

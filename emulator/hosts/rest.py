@@ -85,6 +85,7 @@ class RestHost:
             lifecycle,
             request.headers.get("x-fal-request-id"),
             host=_STORAGE_TYPES[storage_type],
+            runner=exchange.runner,
         )
 
     def _initiate(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
@@ -111,7 +112,7 @@ class RestHost:
         self, request: httpx.Request, exchange: Exchange, identifier: str
     ) -> httpx.Response:
         upload = self._own(identifier)
-        file = self._cdn.complete(upload, read_parts(request, "part_number"))
+        file = self._cdn.complete(upload, read_parts(request, "part_number"), exchange.notes)
         return json_reply({"file_url": file.url})
 
     def _own(self, identifier: str) -> Upload:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from emulator.errors import EmulatorError
 from emulator.runners.current_app import CurrentApp
 from emulator.runners.output import OutputSplitter
@@ -14,6 +16,7 @@ from emulator.runners.runner import Runner
 from emulator.runners.thread import ThreadRunner
 from emulator.sdk import load_app_module, publish_current_app, quick_package_list
 from emulator.storage import mounts
+from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER, parse_preference
 
 if TYPE_CHECKING:
     from emulator.identity import Identities
@@ -93,9 +96,8 @@ class Runners:
         settings = self._settings()
         if settings.tmp_size is not None:
             disk.tmp.limit(settings.tmp_size)
-        runner = ThreadRunner(
-            name, app, disk, self._gateway_headers(), self._changed, self._grace(app)
-        )
+        headers, grace = self._gateway_headers(), self._grace(app)
+        runner = ThreadRunner(name, app, disk, headers, self._changed, grace, self._intercept)
         self.all.append(runner)
         with quick_package_list():
             try:
@@ -165,6 +167,25 @@ class Runners:
             "x-fal-caller-user-id": settings.nickname,
             "x-fal-cdn-token": token.token,
         }
+
+    def _intercept(self, runner: ThreadRunner, request: httpx.Request) -> httpx.Response | None:
+        """Report, or refuse, a lifecycle preference of the caller's that is wrong.
+
+        The app itself swallows one that it cannot read, and passes on any other [§8, pitfall 7].
+        """
+        text = request.headers.get(LIFECYCLE_PREFERENCE_HEADER)
+        if text is None:
+            return None
+        malformed_lifecycle = self._settings().malformed_lifecycle
+        parsed = parse_preference(
+            {LIFECYCLE_PREFERENCE_HEADER: text}, malformed_lifecycle=malformed_lifecycle
+        )
+        call = f"{request.method} {request.url.path} to {runner.name}"
+        for problem in parsed.problems:
+            self._ledger.event("lifecycle", f"{call}: {problem}")
+        if parsed.error is None or parsed.error[0] != 400:
+            return None  # whether the gateway looks at the numbers is not known; uploads do
+        return httpx.Response(400, json={"detail": parsed.error[1]}, request=request)
 
     def _grace(self, app: type) -> timedelta:
         own = getattr(app, "termination_grace_period_seconds", None)

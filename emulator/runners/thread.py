@@ -31,6 +31,7 @@ class ThreadRunner(Runner):
     Args:
         changed: called whenever the runner's state or current app changes.
         grace: termination grace period.
+        intercept: what fal's gateway answers a request itself; None lets it through to the app.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class ThreadRunner(Runner):
         gateway: Mapping[str, str],
         changed: Callable[[ThreadRunner, str], None],
         grace: timedelta,
+        intercept: Callable[[ThreadRunner, httpx.Request], httpx.Response | None],
     ) -> None:
         super().__init__(name, app_class, disk.tmp, gateway)
         disk.tmp.remount = self._remount
         self._disk = disk
         self._changed = changed
         self._grace = grace
+        self._intercept = intercept
         self.printed: list[str] = []
         #: Number of its mount namespace, once it has one.
         self.namespace: int | None = None
@@ -151,7 +154,8 @@ class ThreadRunner(Runner):
                 "asyncio.to_thread to call a runner from itself."
             )
         self._changed(self, "request")
-        return self._submit(self.serve(request))
+        refusal = self._intercept(self, request)
+        return self._submit(self.serve(request)) if refusal is None else refusal
 
     def _submit(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

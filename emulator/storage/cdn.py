@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import secrets
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from emulator.checks import ANY, WantedUpload, fail, happened, how_uploaded, listed, name_of
 from emulator.errors import EmulatorError
 from emulator.storage.lifecycle import (
     LIFECYCLE_HEADER,
@@ -26,19 +28,28 @@ from emulator.storage.lifecycle import (
     parse_acl,
     parse_preference,
 )
+from emulator.storage.media import HEAD, split_head
+from emulator.storage.uploads import (
+    V3_HOSTS,
+    Upload,
+    UploadError,
+    check_content,
+    check_order,
+    checked,
+    looks_at_content,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from emulator.clock import Clock
     from emulator.ledger import Ledger
+    from emulator.runners.runner import Runner
     from emulator.settings import Settings
     from emulator.storage.objects import ObjectStore
 
 __all__ = ["CDN", "CDNFile", "Upload", "UploadError"]
 
-#: The names of the one CDN there is today; only files on it have access rules [§1.6].
-_V3 = frozenset({"v3.fal.media", "v3b.fal.media"})
 #: Real seconds that a read gives other threads to finish the upload while the clock stands still.
 _WAIT_ON_A_STOPPED_CLOCK = 0.25
 #: How often such a read looks whether its client is still there.
@@ -64,35 +75,8 @@ class CDNFile:
     lifecycle: dict[str, Any] | None = None
     #: ``X-Fal-Request-ID`` of the upload: the request in which an app made it.
     request_id: str | None = None
-
-
-class UploadError(Exception):
-    """An upload that the CDN refuses.
-
-    Attributes:
-        status: HTTP status of the refusal.
-    """
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-
-
-@dataclass(eq=False)
-class Upload:
-    """An upload under way. Its URL is known from the start; the file is not there yet."""
-
-    id: str
-    url: str
-    file_name: str
-    content_type: str
-    started: datetime
-    signature: str
-    lifecycle: dict[str, Any] | None
-    request_id: str | None
-    done: bool = False
-    #: Part number to (key of the part's bytes, ETag).
-    parts: dict[int, tuple[str, str]] = field(default_factory=dict)
+    #: Name of the runner that uploaded it, None for the test itself.
+    runner: str | None = None
 
 
 #: How moments are shown to people.
@@ -111,15 +95,19 @@ class CDN:
         self._ledger = ledger
         self._files: dict[str, CDNFile] = {}
         self._gone: dict[str, CDNFile] = {}
+        #: Every file as its upload left it, in their order.
+        self.uploads: list[CDNFile] = []
         self._uploads: dict[str, Upload] = {}
         self._pending: dict[str, Upload] = {}
         self._changed = threading.Condition()
+        clock.subscribe(self._pass_time)
 
     def reset(self, settings: Settings) -> None:
         """Forget all files and uploads."""
         self.settings = settings
         self._files.clear()
         self._gone.clear()
+        self.uploads = []
         self._uploads.clear()
         self._store.reset()
         with self._changed:
@@ -209,6 +197,72 @@ class CDN:
             self._files[key] = replace(file, expires_at=self._clock.now())
             self._expire_due()
 
+    def expired(self, url: str) -> bool:
+        """Whether a file's time is over: it was there and is not any more.
+
+        Raises:
+            EmulatorError: there never was one at this URL, or its upload is not finished.
+        """
+        self.info(url)
+        return self._find_key(url) not in self._files
+
+    def uploads_by(self, runner: Runner | str | None) -> list[CDNFile]:
+        """What a runner uploaded, or with None the test itself, also if it has expired since."""
+        name = name_of(runner)
+        return [file for file in self.uploads if file.runner == name]
+
+    def assert_expired(self, url: str) -> None:
+        """Fail unless the file was there and its time is over."""
+        __tracebackhide__ = True
+        file = self.readable(url)
+        if file is not None:
+            fail(f"{url} has not expired: {self._until(file)}")
+        if not self.has_expired(url):
+            fail(self._why_not(url))
+
+    def assert_alive(self, url: str) -> None:
+        """Fail unless the file is there, whoever may read it."""
+        __tracebackhide__ = True
+        if self.readable(url) is None:
+            gone = self._gone.get(self._find_key(url))
+            origin = (
+                f"; it was uploaded at {gone.created_at:{TIME}} {how_uploaded(gone)}"
+                if gone
+                else ""
+            )
+            fail(f"{self._why_not(url)}{origin}")
+
+    def assert_uploaded(
+        self,
+        url: str | None = None,
+        *,
+        by: Runner | str | None = ANY,
+        lifecycle: dict[str, Any] | None = ANY,
+        request_id: str | None = ANY,
+        times: int | None = None,
+    ) -> None:
+        """Fail unless such a file was uploaded: ``assert_uploaded(by=runner, lifecycle=None)``.
+
+        Args:
+            url: where it is or was.
+            by: the runner or its name that uploaded it; None: the test itself.
+            lifecycle: the preference that its upload carried; None: it carried none.
+            request_id: the request in which it was uploaded; None: in none.
+            times: how many of them, exactly; default: at least one.
+        """
+        __tracebackhide__ = True
+        wanted = WantedUpload(url, name_of(by), lifecycle, request_id)
+        there = [file for file in self.uploads if url is None or self.same_file(url, file.url)]
+        found = [file for file in there if wanted.fits(file)]
+        if not found if times is None else len(found) != times:
+            evidence = listed(
+                [f"{file.url} {how_uploaded(file)}" for file in found or self.uploads]
+            )
+            fail(
+                f"{wanted} {happened('uploaded', len(found), times)}: "
+                f"{'' if found else 'there was '}{evidence or 'nothing'}"
+            )
+
     # --- for the hosts ---------------------------------------------------------------------------
 
     def begin(
@@ -218,6 +272,7 @@ class CDN:
         lifecycle: dict[str, Any] | None = None,
         request_id: str | None = None,
         host: str | None = None,
+        runner: str | None = None,
     ) -> Upload:
         """Start an upload: its unique URL is chosen now."""
         identifier = secrets.token_urlsafe(16)[:21].replace("-", "0")
@@ -233,6 +288,7 @@ class CDN:
             signature=secrets.token_hex(16),
             lifecycle=lifecycle,
             request_id=request_id,
+            runner=runner,
         )
         self._uploads[upload.id] = upload
         self._pending[self._find_key(upload.url)] = upload
@@ -264,9 +320,20 @@ class CDN:
         found = self._uploads.get(identifier)
         return found.signature if found is not None else None
 
-    def receive(self, upload: Upload, chunks: Iterable[bytes]) -> CDNFile:
-        """Store the bytes of a single-shot upload."""
+    def receive(
+        self, upload: Upload, chunks: Iterable[bytes], notes: list[str] | None = None
+    ) -> CDNFile:
+        """Store the bytes of a single-shot upload.
+
+        Args:
+            notes: is told what is wrong with them; None: whatever they are is right.
+
+        Raises:
+            UploadError: 400 or 429 by the settings for content.
+        """
         key = self._find_key(upload.url)
+        if notes is not None and looks_at_content(self.settings):
+            chunks = checked(upload, iter(chunks), self.settings, notes)
         stored = self._store.put(key, chunks, content_type=upload.content_type)
         return self._finish(upload, stored.size)
 
@@ -287,28 +354,23 @@ class CDN:
             self._store.delete(replaced[0])
         return etag
 
-    def complete(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> CDNFile:
+    def complete(
+        self, upload: Upload, parts: Sequence[tuple[int, str]], notes: list[str]
+    ) -> CDNFile:
         """Join the parts named (number and ETag) into the file.
 
+        Args:
+            notes: is told what is wrong with them.
+
         Raises:
-            UploadError: 400 for no parts, a missing part, one named twice or a wrong ETag (and for
-                parts out of order with the setting ``part_order="strict"``).
+            UploadError: 400 for no parts, a missing part, one named twice or a wrong ETag; 400 or
+                429 by the settings for their order and content.
         """
-        if not parts:
-            raise UploadError(400, "a multipart upload needs at least one part")
-        numbers = [number for number, _ in parts]
-        if len(set(numbers)) < len(numbers):
-            raise UploadError(400, "InvalidPart: a part is named twice")
-        if self.settings.part_order == "strict" and numbers != sorted(numbers):
-            raise UploadError(400, "InvalidPartOrder: the parts are not in ascending order")
-        keys = []
-        for number, etag in sorted(parts):
-            if number not in upload.parts:
-                raise UploadError(400, f"InvalidPart: part {number} was never uploaded")
-            key, expected = upload.parts[number]
-            if etag.strip('"') != expected.strip('"'):
-                raise UploadError(400, f"InvalidPart: part {number} has another ETag")
-            keys.append(key)
+        keys = upload.keys_of(parts)
+        check_order([number for number, _ in parts], self.settings, notes)
+        if looks_at_content(self.settings):
+            joined = itertools.chain.from_iterable(self._store.read(key, 0, HEAD) for key in keys)
+            check_content(upload, split_head(joined)[0], self.settings, notes)
         key = self._find_key(upload.url)
         stored = self._store.join(key, keys, content_type=upload.content_type)
         upload.parts.clear()  # the store has let go of them
@@ -371,7 +433,7 @@ class CDN:
         now = self._clock.now()
         default = self.settings.account_expiration
         acl: Acl | None = None
-        if urllib.parse.urlsplit(upload.url).hostname in _V3:
+        if upload.is_to_v3:
             written = (upload.lifecycle or {}).get("initial_acl", self.settings.account_acl)
             acl, _ = parse_acl(written)
         file = CDNFile(
@@ -386,18 +448,24 @@ class CDN:
             acl=acl,
             lifecycle=upload.lifecycle,
             request_id=upload.request_id,
+            runner=upload.runner,
         )
         key = self._find_key(upload.url)
         with self._changed:
             self._files[key] = file
+            self.uploads.append(file)
             self._pending.pop(key, None)
             upload.done = True
             self._changed.notify_all()
         return file
 
-    def _expire_due(self) -> None:
+    def _pass_time(self, old: datetime, new: datetime) -> None:
+        """The clock jumped: what was over before or is now is deleted, also if nobody looked."""
+        self._expire_due(max(old, new))
+
+    def _expire_due(self, now: datetime | None = None) -> None:
         """Delete what is over, for good: moving the clock back does not bring it back."""
-        now, lag = self._clock.now(), self.settings.expiry_lag
+        now, lag = now or self._clock.now(), self.settings.expiry_lag
         over = [k for k, f in list(self._files.items()) if is_expired(f.expires_at, now, lag)]
         for key in over:
             file = self._files.pop(key, None)
@@ -410,8 +478,17 @@ class CDN:
     def _find_key(url: str) -> str:
         """One key for a file, whichever host name of the CDN and whichever quoting the URL has."""
         parts = urllib.parse.urlsplit(url)
-        host = "cdn" if parts.hostname in _V3 else parts.hostname
+        host = "cdn" if parts.hostname in V3_HOSTS else parts.hostname
         return f"{host}{urllib.parse.unquote(parts.path)}"
+
+    def _until(self, file: CDNFile) -> str:
+        """How long a file stays, and why."""
+        if file.expires_at is None:
+            default = self.settings.account_expiration
+            how = how_uploaded(file)
+            return f"it never does; it was uploaded {how}, and account_expiration is {default}"
+        last = file.expires_at + self.settings.expiry_lag
+        return f"it can be read until {last:{TIME}}, and it is {self._clock.now():{TIME}}"
 
     def _why_not(self, url: str) -> str:
         key = self._find_key(url)

@@ -40,7 +40,9 @@ LIFECYCLE_PREFERENCE_HEADER = "X-Fal-Object-Lifecycle-Preference"
 
 _EXPIRATION = "expiration_duration_seconds"
 _ACL = "initial_acl"
-_KNOWN_KEYS = frozenset({_EXPIRATION, _ACL, "allow_io_storage"})
+_KNOWN_KEYS = (_EXPIRATION, _ACL, "allow_io_storage")
+_ACL_KEYS = ("default", "rules")
+_EXAMPLE = f'. Write for example {{"{_EXPIRATION}": 3600, "{_ACL}": {{"default": "hide"}}}}'
 
 Decision: TypeAlias = Literal["allow", "forbid", "hide"]
 _STATUS: dict[Decision, int] = {"allow": 200, "forbid": 403, "hide": 404}
@@ -136,9 +138,9 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_no_such_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the lifecycle preference is not JSON: {text}") from error
+        raise ValueError(f"the lifecycle preference is not JSON: {text}{_EXAMPLE}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"the lifecycle preference is not a JSON object: {text}")
+        raise ValueError(f"the lifecycle preference is not a JSON object: {text}{_EXAMPLE}")
     return value
 
 
@@ -148,7 +150,8 @@ def _no_such_constant(name: str) -> NoReturn:
 
 def _malformed_parts(preference: dict[str, Any]) -> tuple[str, ...]:
     unknown = tuple(
-        f"the lifecycle preference has an unknown key {key!r}"
+        f"the lifecycle preference has an unknown key {key!r}; the keys are {_EXPIRATION}, {_ACL} "
+        f"and allow_io_storage{_EXAMPLE}"
         for key in preference
         if key not in _KNOWN_KEYS
     )
@@ -235,8 +238,12 @@ def parse_acl(value: object) -> tuple[Acl | None, tuple[str, ...]]:
     if value is None:
         return None, ()
     if not isinstance(value, dict):
-        return None, (f"the ACL is not an object: {value!r}",)
-    problems = [f"the ACL has an unknown key {key!r}" for key in value if key not in _ACL_KEYS]
+        return None, (f'the ACL is not an object such as {{"default": "hide"}}: {value!r}',)
+    problems = [
+        f"the ACL has an unknown key {key!r}; the keys are default and rules"
+        for key in value
+        if key not in _ACL_KEYS
+    ]
     default = value.get("default", "allow")
     if not _is_decision(default):
         problems.append(f"the ACL's default is not allow, forbid or hide: {default!r}")
@@ -247,9 +254,6 @@ def parse_acl(value: object) -> tuple[Acl | None, tuple[str, ...]]:
         written = None
     rules = [_parse_rule(entry, problems) for entry in written or ()]
     return Acl(default, tuple(rule for rule in rules if rule is not None)), tuple(problems)
-
-
-_ACL_KEYS = frozenset({"default", "rules"})
 
 
 def _parse_rule(entry: object, problems: list[str]) -> Rule | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -10,10 +11,16 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
+from emulator.checks import bytes_of, fail, listed
 from emulator.errors import EmulatorError
 from emulator.storage import mounts
 
 __all__ = ["Volume"]
+
+#: Names of what is being written or was left half written. The SDK's downloads (.fal_download.tmp.*
+#: and ..fal_download.tmp.*.tmp.*; before 1.75.5 <name>.tmp*) and clones (*<repository>.tmp) all
+#: have .tmp in it; a .tmpl is a template.
+_PARTIAL = re.compile(r".*(\.tmp(?!l$).*|\.incomplete|\.part)")
 
 
 class Volume:
@@ -77,6 +84,53 @@ class Volume:
         slash at the end.
         """
         return sorted(self._files())
+
+    @property
+    def partial_files(self) -> list[str]:
+        """What is being downloaded or was left when that broke off, as relative paths, sorted.
+
+        These are recognised by name: the temporary files of the SDK's downloads, and whatever else
+        is called ``*.tmp*``, ``*.incomplete`` or ``*.part``. A folder of that name counts once,
+        with a slash at its end.
+        """
+        return sorted({found for rel in self._files() if (found := _partial(rel)) is not None})
+
+    def assert_no_partial_files(self) -> None:
+        """Fail if there are :attr:`partial_files`."""
+        __tracebackhide__ = True
+        found = self.partial_files
+        if found:
+            fail(f"{self.path} has partial files: {self._sizes(found)}")
+
+    def assert_holds(self, *paths: str | os.PathLike[str]) -> None:
+        """Fail unless these files or folders are there, whatever else is.
+
+        Args:
+            paths: relative to the volume, or as an app has them: ``"/data/models/a.bin"``.
+        """
+        __tracebackhide__ = True
+        missing = [
+            rel for rel in map(self._relative, paths) if not os.path.lexists(self._inside(rel))
+        ]
+        if missing:
+            there = self._sizes(self.tree()) or "nothing"
+            fail(f"{self.path} does not hold {listed(missing)}; it holds {there}")
+
+    def assert_tree(self, *paths: str | os.PathLike[str]) -> None:
+        """Fail unless these files are there and no others; see :meth:`tree`."""
+        __tracebackhide__ = True
+        found, expected = set(self._files()), {self._relative(path) for path in paths}
+        differences = (("missing", expected - found), ("unexpected", found - expected))
+        shown = [f"{what} {listed(sorted(rels))}" for what, rels in differences if rels]
+        if shown:
+            fail(f"{self.path} does not hold just the files expected: {'; '.join(shown)}")
+
+    def assert_empty(self) -> None:
+        """Fail if there is any file."""
+        __tracebackhide__ = True
+        found = self.tree()
+        if found:
+            fail(f"{self.path} is not empty: it holds {self._sizes(found)}")
 
     @property
     def size(self) -> int:
@@ -200,6 +254,20 @@ class Volume:
             copy_function=copy,
         )
 
+    def _sizes(self, rels: list[str]) -> str:
+        return listed([f"{rel}{self._size_of(rel)}" for rel in rels])
+
+    def _size_of(self, rel: str) -> str:
+        if rel.endswith("/"):
+            return ""
+        with suppress(FileNotFoundError):  # removed by a running app meanwhile
+            return f" ({bytes_of(os.lstat(self.backing / rel).st_size)})"
+        return ""
+
+    def _relative(self, path: str | os.PathLike[str]) -> str:
+        pure = PurePosixPath(path)
+        return str(pure.relative_to(self.path) if pure.is_relative_to(self.path) else pure)
+
     def _inside(self, rel: str) -> Path:
         pure = PurePosixPath(rel)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts:
@@ -237,3 +305,12 @@ class Volume:
                 status = os.lstat(self.backing / rel)
                 found[status.st_ino] = status
         return list(found.values())
+
+
+def _partial(rel: str) -> str | None:
+    """The part of a path up to the first name that only something unfinished has."""
+    names = rel.split("/")
+    for depth, name in enumerate(names, 1):
+        if _PARTIAL.fullmatch(name):
+            return "/".join(names[:depth]) + "/" * (depth < len(names))
+    return None
