@@ -112,9 +112,11 @@ def _volumes(emulator: Emulator) -> list[str]:
 
 
 def _tree(volume: Volume) -> list[str]:
+    from emulator.checks import bytes_of
+
     files = volume.tree()
     lines = [
-        f"{volume.path / rel}  {(volume.backing / rel).lstat().st_size} bytes" for rel in files
+        f"{volume.path / rel}  {bytes_of((volume.backing / rel).lstat().st_size)}" for rel in files
     ]
     if len(lines) > _MOST:
         lines[_MOST:] = [f"... {len(lines) - _MOST} more in {volume.backing}"]
