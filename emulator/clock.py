@@ -205,7 +205,10 @@ class Clock:
                 return
             old, real = self._nanoseconds(), real_now()
             boundary = self._files.boundary(self.volumes())
-            self._files.timeline = self._files.timeline.then(boundary, real, real, ticking=True)
+            # From the boundary on, which a coarse clock of the kernel's puts before ``real``: what
+            # is stamped between the two was read with its real time while nothing was replaced.
+            start = min(boundary, real)
+            self._files.timeline = self._files.timeline.then(boundary, start, start, ticking=True)
             self._frozen = False
             self._patch.disengage()
         self._notify(old, real)
