@@ -12,12 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "examples" / "bugs"
 
-#: Everything the study of the SDK and the list of the platform's pitfalls have a number for.
-KNOWN = [
-    f"{letter}{number}"
-    for letter, last in {"D": 18, "F": 12, "U": 13, "K": 2, "C": 1, "R": 2, "I": 4, "P": 40}.items()
-    for number in range(1, last + 1)
-]
+#: Everything the study of the SDK, the list of the platform's pitfalls and the tests of the
+#: documentation's statements (N) have a number for.
+LAST = {"D": 18, "F": 12, "U": 13, "K": 2, "C": 1, "R": 2, "I": 4, "P": 40, "N": 8}
+KNOWN = [f"{letter}{number}" for letter, last in LAST.items() for number in range(1, last + 1)]
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def gallery(index):
 def show(gallery, monkeypatch):
     """Run a reproduction that does *what* on a version of fal; *seen* says where it was seen."""
 
-    def run(fal, what=lambda: None, seen=("1.76.0", "1.83.0")):
+    def run(fal, what=lambda: None, seen=("1.76.0", "1.83.0"), gone=None):
         def test_it():
             """The weights are truncated.
 
@@ -50,7 +48,9 @@ def show(gallery, monkeypatch):
             what()
 
         monkeypatch.setattr(metadata, "version", {"fal": fal}.__getitem__)
-        gallery.bug("D1", "P21", symptom="garbage", topic="Weights", seen=seen)(test_it)()
+        gallery.bug("D1", "P21", symptom="garbage", topic="Weights", seen=seen, gone=gone)(
+            test_it
+        )()
 
     return run
 
@@ -117,6 +117,15 @@ def test_below_the_first_version_it_is_skipped_by_name(show):
         show("1.75.9", fails)
     assert skipped.value.msg == (
         "fal 1.75.9 does not show D1, P21 (The weights are truncated): seen since 1.76.0"
+    )
+
+
+@pytest.mark.parametrize("fal", ["1.84.0", "1.85.2"])
+def test_from_where_it_is_gone_it_is_skipped_by_name(show, fal):
+    with pytest.raises(pytest.skip.Exception) as skipped:
+        show(fal, fails, gone="1.84.0")
+    assert skipped.value.msg == (
+        f"fal {fal} does not show D1, P21 (The weights are truncated): gone since 1.84.0"
     )
 
 
@@ -255,7 +264,7 @@ def test_what_has_a_test_is_not_listed_as_waiting(index, gallery, monkeypatch):
     monkeypatch.setattr(index, "NOT_REPRODUCED", (("D1", "truncated", "X"), ("K1", "keys", "KV")))
     parts = dict.fromkeys(gallery.PARTS, "text")
     where = "test_x", "test_y"
-    bug = gallery.Bug(("D1",), "garbage", "Weights", None, "fal", "Truncated.", parts, *where)
+    bug = gallery.Bug(("D1",), "garbage", "Weights", None, "fal", None, "Truncated.", parts, *where)
     page = index.page([bug])
     assert "| K1 | keys | KV |" in page
     assert "| D1 |" not in page

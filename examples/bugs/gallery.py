@@ -22,7 +22,8 @@ PARTS = ("Production", "Expected", "Happens", "Avoid")
 class Bug:
     """A bug of the SDK or a pitfall of the platform, which one test reproduces."""
 
-    #: "D1" and so on are bugs of the SDK, "P1" and so on pitfalls of the platform.
+    #: "D1" and so on are bugs of the SDK, "P1" and so on pitfalls of the platform, "N1" and so on
+    #: what this project found by itself.
     ids: tuple[str, ...]
     #: What somebody notices, in their words: "my model loads garbage after a deploy".
     symptom: str
@@ -32,6 +33,8 @@ class Bug:
     seen: tuple[str, str] | None
     #: Of what they are versions: "fal" or "fal_client".
     package: str
+    #: The first version that is known not to have it; None: none is.
+    gone: str | None
     #: First line of the test's docstring.
     title: str
     #: The paragraphs of the docstring, by the words in :data:`PARTS`.
@@ -55,18 +58,24 @@ class Bug:
 
 
 def bug(
-    *ids: str, symptom: str, topic: str, seen: tuple[str, str] | None, package: str = "fal"
+    *ids: str,
+    symptom: str,
+    topic: str,
+    seen: tuple[str, str] | None,
+    package: str = "fal",
+    gone: str | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Mark a test as the reproduction of a bug.
 
-    With a package older than the first version in which the bug was seen it is skipped. With one
-    newer than the last, a test that fails says by name that the bug is gone, and is no failure.
+    With a package older than the first version in which the bug was seen it is skipped, and so it is
+    from the version on since which it is *gone*. With one newer than the last, a test that fails
+    says by name that the bug is gone, and is no failure.
     """
 
     def mark(test: Callable[..., None]) -> Callable[..., None]:
         title, parts = _read_docstring(test)
         where = test.__module__, test.__name__
-        shown = Bug(ids, symptom, topic, seen, package, title, parts, *where)
+        shown = Bug(ids, symptom, topic, seen, package, gone, title, parts, *where)
 
         @functools.wraps(test)
         def run(*args: Any, **fixtures: Any) -> None:
@@ -75,6 +84,8 @@ def bug(
                 pytest.skip(
                     f"{package} {installed} does not show {shown.name}: seen since {seen[0]}"
                 )
+            if gone is not None and Version(installed) >= Version(gone):
+                pytest.skip(f"{package} {installed} does not show {shown.name}: gone since {gone}")
             __tracebackhide__ = True
             try:
                 test(*args, **fixtures)

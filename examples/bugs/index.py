@@ -1,6 +1,7 @@
 """Writes docs/bugs.md, the gallery's bugs by symptom: python examples/bugs/index.py
 
-What is not reproduced yet, and what it waits for, stands here.
+Ids that begin with N are bugs that this project found by itself. What is not reproduced yet, and
+what it waits for, stands here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TOPICS = (
     "Downloading files",
     "Links and files that expire",
     "Runners, /data and /tmp",
+    "Inputs",
     "Files",
     "Archives",
     "Images",
@@ -72,10 +74,19 @@ HEAD = f"""\
 
 <!-- Written by `{COMMAND}` from the tests in examples/bugs. Do not edit. -->
 
-Look for what you see. Each entry is reproduced by the test that it names, offline and in
-milliseconds; the test also shows the way around it where that is short. "Seen" are the versions of
-fal in which the test was run and the bug was there: it may be older. D, F, U, K, C, R and I count
-bugs of the SDK, P pitfalls of the platform.
+Look for what you see: the headings are symptoms. Each entry is reproduced by the test that it
+names, offline and in milliseconds.
+
+**How to read an entry.** The first sentence says what is wrong. *What happens* is what the SDK or
+the platform does, *How to avoid it* what an app can do about it. *Seen* are the first and the last
+version of fal in which the test was run and the bug was there: it may be older, and where the last
+one is older than yours it may be gone. Then come the entry's ids and its test. That tells besides
+what production shows and what the code expected, and ends with the way around it where that is
+short.
+
+**Ids.** D, F, U, K, C, R and I count bugs of the SDK, P pitfalls of the platform, N what this
+project found by itself, when it tested each statement of fal's documentation
+([conformance](conformance.md)).
 """
 
 
@@ -108,6 +119,7 @@ def _entries(topic: str, bugs: list[Bug]) -> list[str]:
 
 def _entry(bug: Bug) -> str:
     seen = "any version" if bug.seen is None else f"{bug.package} {' to '.join(bug.seen)}"
+    seen += f"; gone since {bug.gone}" if bug.gone else ""
     test = f"[{bug.test}](../examples/bugs/{bug.module}.py)"
     return f"""\
 ### {_plain(bug.symptom)}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fal.toolkit import File, download_file
+from fal.toolkit import File, download_file, download_model_weights
 from fal.toolkit.file.providers.fal import MultipartUploadV3
 from fal.toolkit.utils.download_utils import DownloadError
 from gallery import bug
@@ -274,6 +275,63 @@ def test_a_proxy_is_ignored_with_a_warning(fal_origin, monkeypatch):
 
     with pytest.warns(RuntimeWarning, match="are not honored"):
         assert download_file(URL, "models").read_bytes() == b"weights"
+
+
+# --- what it does not say ------------------------------------------------------------------------
+
+
+@bug(
+    "N2",
+    symptom="my model is sometimes too short, and no download failed",
+    topic=TOPIC,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_a_body_without_a_length_is_whole_wherever_it_ends(fal_origin, fal_faults):
+    """Where the server tells no length, a download that was cut short passes for a whole file.
+
+    Production: a connection that breaks leaves a truncated model, with simple servers that make
+        their answers as they send them; download_model_weights keeps it for good.
+    Expected: an error, as for any other server.
+    Happens: a body with neither a Content-Length nor chunks ends with its connection, so what has
+        come by then is the file. HTTP knows no better.
+    Avoid: a server that tells the length; or compare with a size or a hash that you know.
+    """
+    fal_origin.serve(URL, size=3_000_000, content_length="absent")
+    fal_faults.truncate(after=1_000_000, times=2)
+    assert download_file(URL, "models").stat().st_size == 1_000_000
+    assert download_model_weights(URL).stat().st_size == 1_000_000
+    assert download_model_weights(URL).stat().st_size == 1_000_000  # nothing is cut any more
+
+    fal_origin.serve(URL, size=3_000_000)
+    fal_faults.truncate(after=1_000_000, times=1)
+    with pytest.raises(DownloadError):
+        download_file(URL, "models")
+
+
+@bug(
+    "N7",
+    symptom="my runner hangs at its start, and the log does not say in what",
+    topic=TOPIC,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_a_download_says_nothing_until_it_is_over(fal_origin, fal_faults, capsys):
+    """While a file is downloaded nothing is printed; "Downloading ..." comes once all is there.
+
+    Production: minutes of silence, which look like a deadlock; of a download that never ends, not
+        even its URL is in the log.
+    Expected: a line before, and one each 64 MB, as fal printed them until 1.75.4.
+    Happens: one line, after the last byte.
+    Avoid: print a line of your own before.
+    """
+    fal_origin.serve(URL, size=3_000_000)
+    gate = fal_faults.gate(after=2_000_000)
+    with ThreadPoolExecutor() as pool:
+        download = pool.submit(download_file, URL, "models")
+        gate.wait()
+        assert capsys.readouterr().out == ""
+        gate.open()
+        download.result()
+    assert capsys.readouterr().out == f"Downloading {URL} to /data/models/model.bin\n"
 
 
 # --- what it sends -------------------------------------------------------------------------------

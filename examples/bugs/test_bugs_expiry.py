@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import fal
 import fal_client
@@ -101,6 +102,35 @@ def test_a_cached_file_needs_its_link(fal_cdn, fal_clock):
     with pytest.raises(DownloadError, match=r"^Failed to get remote file properties for "):
         download_file(url, "loras")
     assert path.read_bytes() == b"weights"
+
+
+@bug(
+    "N4",
+    symptom="my app cannot save a file that it has just made itself",
+    topic=TOPIC,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_saving_a_file_needs_its_link(fal_clock, fal_data):
+    """File.save() downloads the file, even if the app has just made it of bytes it still has.
+
+    Production: once the link has expired saving fails; for callers who want their outputs private
+        it always does. In all other cases it costs a download.
+    Expected: the bytes that as_bytes() has are written.
+    Happens: save() knows the URL only.
+    Avoid: write as_bytes() to the path.
+    """
+    short = {"object_lifecycle_preference": {"expiration_duration_seconds": 60}}
+    private = {"object_lifecycle_preference": {"initial_acl": {"default": "hide"}}}
+    expired = File.from_bytes(b"a mask", save_kwargs=short)
+    hidden = File.from_bytes(b"a mask", save_kwargs=private)
+    fal_clock.advance(minutes=1)
+    for file in (expired, hidden):
+        with pytest.raises(DownloadError, match=r"^Failed to get remote file properties for "):
+            file.save("/data/mask.png")
+    assert fal_data.tree() == []
+
+    Path("/data/mask.png").write_bytes(expired.as_bytes())
+    assert fal_data.read("mask.png") == b"a mask"
 
 
 @bug(

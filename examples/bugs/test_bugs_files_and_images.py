@@ -12,10 +12,10 @@ import zipfile
 import pytest
 from fal.toolkit import CompressedFile, File, Image, download_file
 from fal.toolkit.file.providers.fal import MultipartUploadV3
-from fal.toolkit.image import read_image_from_url
+from fal.toolkit.image import ImageFormat, read_image_from_url
 from gallery import bug
 from PIL import Image as PILImage
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 FILES = "Files"
 ARCHIVES = "Archives"
@@ -145,6 +145,29 @@ def test_a_failed_save_leaves_its_download_behind(fal_origin, fal_data):
     with pytest.raises(IsADirectoryError):
         File(url=PHOTO).save("/data/out/latest", overwrite=True)
     assert fal_data.tree() == ["out/latest/index.txt", "out/photo.png"]
+
+
+@bug(
+    "N4",
+    symptom="what I saved is not in /data, although I gave the folder as for downloads",
+    topic=FILES,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_save_and_download_file_take_folders_from_different_places(fal_origin, monkeypatch):
+    """A relative path is in the working directory for File.save(), and in /data for download_file.
+
+    Production: files that should last are gone with their runner.
+    Expected: one meaning for "photos" within the toolkit.
+    Happens: the working directory of the process for one, /data for the other.
+    Avoid: paths that begin with /data.
+    """
+    monkeypatch.chdir("/tmp")  # for that of the container
+    fal_origin.serve(PHOTO, b"pixels")
+    assert str(File(url=PHOTO).save("photos/photo.png")) == "/tmp/photos/photo.png"
+    assert str(download_file(PHOTO, "photos")) == "/data/photos/photo.png"
+
+    saved = File(url=PHOTO).save("/data/saved/photo.png")
+    assert str(saved) == "/data/saved/photo.png"
 
 
 @bug(
@@ -417,6 +440,82 @@ def test_an_opened_jpeg_gets_another_type_and_quality(fal_cdn):
 
     coarse, fine = (sum(fal_cdn.image(u).quantization[0]) for u in (url, named_url))
     assert coarse > 4 * fine
+
+
+@bug(
+    "N8",
+    symptom="my JPEGs are refused: image/jpg is no type that the client knows",
+    topic=IMAGES,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_jpg_makes_a_type_that_does_not_exist(fal_cdn):
+    """from_bytes(format="jpg") uploads the image as image/jpg; the type is called image/jpeg.
+
+    Production: clients, proxies and APIs that go by the type refuse the picture.
+    Expected: image/jpeg.
+    Happens: the format is put behind "image/", as it is.
+    Avoid: format="jpeg".
+    """
+    jpeg = picture("red", "JPEG")
+    assert fal_cdn.info(Image.from_bytes(jpeg, format="jpg").url).content_type == "image/jpg"
+
+    assert fal_cdn.info(Image.from_bytes(jpeg, format="jpeg").url).content_type == "image/jpeg"
+
+
+@bug(
+    "N8",
+    symptom="a caller asked for tiff, and got a picture that the browser does not show",
+    topic=IMAGES,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_a_format_that_is_not_listed_is_written(fal_cdn):
+    """Formats that Image does not list are taken without complaint, and so are misspelt ones.
+
+    Production: callers who may choose the format get TIFF, BMP or image/nonsense.
+    Expected: an error that says which formats there are.
+    Happens: the list is a type hint, which nobody checks: from_pil writes what Pillow can write,
+        from_bytes takes any word.
+    Avoid: ImageFormat, the list, as the type of the input's field: then it is a 422. It lists
+        jpg, too, which from_pil does not know.
+    """
+    image = Image.from_pil(PILImage.new("RGB", (8, 8), "red"), format="tiff")
+    assert fal_cdn.info(image.url).content_type == "image/tiff"
+    image = Image.from_bytes(b"no picture at all", format="nonsense")
+    assert fal_cdn.info(image.url).content_type == "image/nonsense"
+
+    for format in ("tiff", "nonsense"):
+        with pytest.raises(ValidationError, match="Input should be 'png', 'jpeg', 'jpg', 'webp'"):
+            TypeAdapter(ImageFormat).validate_python(format)
+
+
+@bug(
+    "N5",
+    symptom="large panoramas fail: Input should be less than or equal to 14142",
+    topic=IMAGES,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_a_wide_picture_is_refused(fal_cdn):
+    """from_pil refuses pictures that are wider or higher than 14142 pixels.
+
+    Production: the request fails with 500 once the picture is there, at the end of all the work.
+    Expected: no limit; the documentation names none.
+    Happens: the size goes through ImageSize, the type of what callers may ask for, before the
+        picture is encoded. Nothing is uploaded.
+    Avoid: encode it yourself: from_bytes has no limit, and the size can be set afterwards.
+    """
+    panorama = PILImage.new("RGB", (14143, 1))
+    with pytest.raises(ValidationError) as refused:
+        Image.from_pil(panorama)
+    (error,) = refused.value.errors()
+    assert error["loc"] == ("width",)
+    assert error["msg"] == "Input should be less than or equal to 14142"
+    assert fal_cdn.files == []
+
+    encoded = io.BytesIO()
+    panorama.save(encoded, "PNG", compress_level=1)
+    image = Image.from_bytes(encoded.getvalue(), "png")
+    image.width, image.height = panorama.size
+    assert fal_cdn.image(image.url).size == (image.width, image.height) == (14143, 1)
 
 
 @bug(
