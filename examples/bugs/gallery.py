@@ -67,9 +67,9 @@ def bug(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Mark a test as the reproduction of a bug.
 
-    With a package older than the first version in which the bug was seen it is skipped, and so it is
-    from the version on since which it is *gone*. With one newer than the last, a test that fails
-    says by name that the bug is gone, and is no failure.
+    With a package older than the first version in which the bug was seen it is skipped; from the
+    version on in which it is *gone*, too. With one newer than the last, a test that fails says by
+    name that the bug is gone, and is no failure.
     """
 
     def mark(test: Callable[..., None]) -> Callable[..., None]:
