@@ -688,13 +688,25 @@ def test_the_answer_does_not_come_in_time(
     assert bool(served.requests) == ("after" in fault), "who sends a body has handled the request"
 
 
-def test_a_download_times_out_in_its_body(fal_faults: Faults, fal_origin: Origin) -> None:
+@pytest.mark.parametrize("after", [1, 1_000_000, 1024 * 1024], ids=["1", "1 MB", "a whole chunk"])
+def test_a_download_times_out_in_its_body(
+    fal_faults: Faults, fal_origin: Origin, after: int
+) -> None:
     fal_origin.serve(URL, size=3_000_000)
-    fal_faults.timeout(after=1_000_000)
+    fal_faults.timeout(after=after)
     begun = time.perf_counter()
     with pytest.raises(DownloadError):
         download_file(URL, target_dir="models")
     assert time.perf_counter() - begun < 5, "the SDK's own time-out is 30 s"
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_a_body_that_is_short_enough_comes_in_time(
+    fal_faults: Faults, fal_origin: Origin, size: int
+) -> None:
+    fal_origin.serve(URL, bytes(size))
+    fal_faults.timeout(after=10)
+    assert get_with_requests(URL) == bytes(size)
 
 
 def test_a_client_without_a_time_out_is_reset(fal_faults: Faults, fal_origin: Origin) -> None:

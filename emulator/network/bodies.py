@@ -83,14 +83,18 @@ def stalled(chunks: Chunks, count: int, hasten: Callable[[], None]) -> Iterator[
     *hasten* is called before the last of them is handed out: a client that waits already would
     not hear of it.
     """
-    for chunk in chunks:
-        if len(chunk) > count:
-            yield bytes(chunk[: max(count - 1, 0)])
+    rest = iter(chunks)
+    for chunk in rest:
+        if len(chunk) < count:
+            count -= len(chunk)
+            yield chunk
+            continue
+        yield bytes(chunk[: count - 1])
+        if len(chunk) > count or any(rest):
             hasten()
-            yield bytes(chunk[max(count - 1, 0) : count])
+            yield bytes(chunk[count - 1 : count])
             raise timed_out()
-        count -= len(chunk)
-        yield chunk
+        yield bytes(chunk[count - 1 :])
 
 
 def slowed(

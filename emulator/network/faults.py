@@ -68,6 +68,7 @@ class Faults(Strikes):
     def status(
         self,
         code: int,
+        *,
         headers: dict[str, str] | None = None,
         body: bytes | str | None = None,
         **which: Unpack[Matchers],
