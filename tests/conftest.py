@@ -9,6 +9,11 @@ import pytest
 pytest_plugins = ["pytester"]
 
 
+def pytest_make_parametrize_id(val, argname):
+    """A test's name does not spell out a whole file, which may differ from one worker to the next."""
+    return argname if isinstance(val, (bytes, bytearray)) and len(val) > 16 else None
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request):
     """Fail a test that leaves a thread, descriptor, mount, variable or patch behind, naming it."""
