@@ -10,7 +10,7 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_make_parametrize_id(val, argname):
-    """A test's name does not spell out a whole file, which may differ from one worker to the next."""
+    """A test is not named after a whole file, which may differ from one worker to the next."""
     return argname if isinstance(val, (bytes, bytearray)) and len(val) > 16 else None
 
 
