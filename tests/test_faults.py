@@ -876,6 +876,39 @@ def test_a_negative_number_of_bytes(fal_faults: Faults, method: str) -> None:
         getattr(fal_faults, method)(-1)
 
 
+def test_a_number_of_bytes_that_is_none(fal_faults: Faults) -> None:
+    with pytest.raises(
+        EmulatorError, match=r"drop.after=.... takes a number of bytes, not 'boddy'"
+    ):
+        fal_faults.drop("boddy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["drop", "gate", "slow", "corrupt"])
+def test_a_side_that_there_is_not(fal_faults: Faults, method: str) -> None:
+    with pytest.raises(EmulatorError, match="of the 'request' or of the 'response', not of 'both'"):
+        getattr(fal_faults, method)(of="both")
+
+
+@pytest.mark.parametrize("method", ["drop", "truncate", "timeout", "gate", "corrupt"])
+def test_a_body_that_is_broken_off_is_closed(
+    fal_faults: Faults, fal_http: Any, method: str
+) -> None:
+    closed: list[bool] = []
+
+    class Stream(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"0123456789"
+
+        def close(self) -> None:
+            closed.append(True)
+
+    fal_http.get(URL).mock(return_value=httpx.Response(200, stream=Stream()))
+    getattr(fal_faults, method)(**({} if method == "corrupt" else {"after": 4}))
+    with httpx.stream("GET", URL):  # and nothing of it is read
+        pass
+    assert closed
+
+
 # --- slow bodies ----------------------------------------------------------------------------------
 
 

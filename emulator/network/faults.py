@@ -199,7 +199,7 @@ class Faults(Strikes):
         """
         count = None if after == "body" else _whole(after, "drop(after=...)")
         where = "its body" if count is None else f"{count} bytes"
-        kind = f"dropped after {where}" + (" of the request" if of == "request" else "")
+        kind = f"dropped after {where}" + (" of the request" if _is_request(of) else "")
         fault = Fault(kind, Which.of(which))
 
         def cut_request(request: httpx.Request, exchange: Exchange) -> None:
@@ -219,7 +219,7 @@ class Faults(Strikes):
                 raise bodies.reset()
             _change(response, lambda chunks: bodies.reset_after(chunks, count))
 
-        if of == "request":
+        if _is_request(of):
             fault.on_request = cut_request
             fault.ends = True
         else:
@@ -266,6 +266,7 @@ class Faults(Strikes):
         delay = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
         parts = [f"by {delay:g} s"] if delay or not bytes_per_second else []
         parts += [f"{bytes_per_second:g} bytes/s"] if bytes_per_second else []
+        is_request = _is_request(of)
         fault = Fault(f"slow {', '.join(parts)}", Which.of(which), delays=True)
 
         def slowly(chunks: Iterable[bytes]) -> Iterable[bytes]:
@@ -274,11 +275,11 @@ class Faults(Strikes):
         def before(request: httpx.Request, _: Exchange) -> None:
             if delay:
                 self._sleep(delay)
-            if bytes_per_second and of == "request":
+            if bytes_per_second and is_request:
                 request.stream = Body(slowly(request.stream))  # type: ignore[arg-type]
 
         def after(response: httpx.Response, _: httpx.Request, __: Exchange) -> None:
-            if bytes_per_second and of == "response":
+            if bytes_per_second and not is_request:
                 _change(response, slowly)
 
         fault.on_request, fault.on_response = before, after
@@ -312,7 +313,7 @@ class Faults(Strikes):
                 lambda chunks: bodies.held(chunks, count, lambda: gate.hold(request, exchange)),
             )
 
-        if of == "request":
+        if _is_request(of):
             gate.on_request = before
         else:
             gate.on_response = after_it
@@ -321,7 +322,7 @@ class Faults(Strikes):
 
     def corrupt(self, of: Side = "response", **which: Unpack[Matchers]) -> Fault:
         """Flip the lowest bit of every 64th byte of the body; its length stays."""
-        fault = Fault("corrupted" + (" request" if of == "request" else ""), Which.of(which))
+        fault = Fault("corrupted request" if _is_request(of) else "corrupted", Which.of(which))
 
         def before(request: httpx.Request, _: Exchange) -> None:
             request.stream = Body(bodies.flipped(request.stream))  # type: ignore[arg-type]
@@ -329,7 +330,7 @@ class Faults(Strikes):
         def after(response: httpx.Response, _: httpx.Request, __: Exchange) -> None:
             _change(response, bodies.flipped)
 
-        if of == "request":
+        if _is_request(of):
             fault.on_request = before
         else:
             fault.on_response = after
@@ -375,10 +376,16 @@ def _of_connections(given: Any, method: str, *further: str) -> Which:
     return Which.of(given)
 
 
-def _whole(count: int, where: str) -> int:
-    if count < 0:
-        raise EmulatorError(f"{where} takes a number of bytes, not {count}.")
+def _whole(count: object, where: str) -> int:
+    if not isinstance(count, int) or count < 0:
+        raise EmulatorError(f"{where} takes a number of bytes, not {count!r}.")
     return count
+
+
+def _is_request(of: Side) -> bool:
+    if of not in ("request", "response"):
+        raise EmulatorError(f"A fault is of the 'request' or of the 'response', not of {of!r}.")
+    return of == "request"
 
 
 def _raising(error: Callable[[], OSError]) -> Callable[[httpx.Request, Exchange], None]:
@@ -389,7 +396,7 @@ def _raising(error: Callable[[], OSError]) -> Callable[[httpx.Request, Exchange]
 
 
 def _change(response: httpx.Response, how: Callable[[Any], Iterable[bytes]]) -> None:
-    response.stream = Body(how(response.stream))
+    response.stream = Body(how(response.stream), inner=response.stream)
 
 
 def _beyond(stream: Any, count: int | None) -> Iterable[bytes]:

@@ -17,10 +17,18 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     Args:
         chunks: where the bytes come from; iterated once.
         count: told the size of each chunk as it is handed out.
+        inner: the body that *chunks* are made from; closed together with this one, which a
+            generator that was never begun would not do.
     """
 
-    def __init__(self, chunks: Iterable[bytes], count: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        chunks: Iterable[bytes],
+        count: Callable[[int], None] | None = None,
+        inner: object = None,
+    ) -> None:
         self._chunks = chunks
+        self._inner = inner
         self.count = count
 
     def __iter__(self) -> Iterator[bytes]:
@@ -39,9 +47,10 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def close(self) -> None:
         """The client is done, or gone."""
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
+        for part in (self._chunks, self._inner):
+            close = getattr(part, "close", None)
+            if close is not None:
+                close()
 
     async def aclose(self) -> None:
         """The client is done."""
