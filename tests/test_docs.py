@@ -8,20 +8,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SNIPPETS = [
-    pytest.param(code, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, code in enumerate(SNIPPET.findall(page.read_text("utf-8")), 1)
-]
+PAGES = {
+    page.name: snippets
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if (snippets := SNIPPET.findall(page.read_text("utf-8")))
+}
 
 
-@pytest.mark.parametrize("code", SNIPPETS)
-def test_a_snippet_runs(code, pytester):
-    pytester.makepyfile(test_snippet=code)
-    count = len(re.findall(r"^def test_", code, re.MULTILINE))
-    assert count, "a Python snippet of the documentation has to be a test"
+@pytest.mark.parametrize("snippets", PAGES.values(), ids=PAGES)
+def test_the_snippets_of_a_page_run(snippets, pytester):
+    count = 0
+    for number, code in enumerate(snippets, 1):
+        pytester.makepyfile(**{f"test_snippet_{number}": code})
+        tests = len(re.findall(r"^def test_", code, re.MULTILINE))
+        assert tests, f"snippet {number}: a Python snippet of the documentation has to be a test"
+        count += tests
+    # One run for all: to start one takes longer than the snippets.
     result = pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=count)
 

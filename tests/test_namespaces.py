@@ -129,7 +129,7 @@ keep = [p for p in {sys.prefix, sys.base_prefix, repository} if p.startswith("/t
 Path("/tmp/test_in_tmp.py").exists() and sys.exit("/tmp has such a test")
 mounts.mount_tmpfs(tmp, 1 << 24)
 for path in keep:
-    os.makedirs(tmp + path.removeprefix("/tmp"))
+    os.makedirs(tmp + path.removeprefix("/tmp"), exist_ok=True)
     mounts.bind(path, tmp + path.removeprefix("/tmp"), recursive=True)
 mounts.move(tmp, "/tmp")
 Path("/tmp/test_in_tmp.py").write_text(os.environ["TEST"])

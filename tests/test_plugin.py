@@ -28,10 +28,19 @@ FAILING = """
 """
 
 
+_failure = []
+
+
 @pytest.fixture
-def failure(pytester):
-    pytester.makepyfile(FAILING)
-    return pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:cacheprovider")
+def failure(request):
+    """The run of a failing test: one for all that look at it."""
+    if not _failure:
+        pytester = request.getfixturevalue("pytester")
+        pytester.makepyfile(FAILING)
+        _failure.append(
+            pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:cacheprovider")
+        )
+    return _failure[0]
 
 
 def test_the_header_says_how_data_and_tmp_are_emulated(pytester):
