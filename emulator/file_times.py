@@ -136,14 +136,14 @@ class FileTimes:
 
     def translate(self, status: os.stat_result) -> os.stat_result:
         """Return ``status`` with the times that the app is to see; itself if they are the same."""
-        boundaries = self.timeline.boundaries
+        first = self.timeline.first_boundary
         pin = self._pins.get((status.st_dev, status.st_ino)) if self._pins else None
         if pin is None and (
-            not boundaries
+            first is None
             or (
-                status.st_ctime_ns < boundaries[0]
-                and status.st_mtime_ns < boundaries[0]
-                and status.st_atime_ns < boundaries[0]
+                status.st_ctime_ns < first
+                and status.st_mtime_ns < first
+                and status.st_atime_ns < first
             )
         ):
             return status

@@ -45,26 +45,58 @@ class Segment:
         return instant if inside and self.virtual_at(instant) == virtual else None
 
 
-@dataclass(frozen=True)
 class Timeline:
-    """The whole history of one clock; an immutable value, so it is read without a lock."""
+    """The whole history of one clock; an immutable value, so it is read without a lock.
 
-    segments: tuple[Segment, ...] = ()
-    boundaries: tuple[int, ...] = ()
+    A timeline and those that were made from it share their lists, each up to its own length: one
+    of thousands of moves (a slow body, an appointment every minute) costs no more a move than a
+    short one.
+    """
+
+    def __init__(self) -> None:
+        self._segments: list[Segment] = []
+        self._boundaries: list[int] = []
+        self._length = 0
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments, in order."""
+        return tuple(self._segments[: self._length])
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """The boundary of each segment."""
+        return tuple(self._boundaries[: self._length])
+
+    @property
+    def first_boundary(self) -> int | None:
+        """The first real instant that is not told as it is; None while all are."""
+        return self._boundaries[0] if self._length else None
+
+    def __bool__(self) -> bool:
+        return self._length > 0
 
     def then(self, boundary: int, real: int, virtual: int, *, ticking: bool) -> Timeline:
         """Return a timeline that from ``boundary`` on shows ``virtual`` as of ``real``.
 
         A boundary earlier than the last one (the machine's own clock was set back) counts as it.
+        To be called by one thread at a time.
         """
-        if self.boundaries:
-            boundary = max(boundary, self.boundaries[-1])
-        segment = Segment(boundary, real, virtual, ticking)
-        return Timeline((*self.segments, segment), (*self.boundaries, boundary))
+        longer = Timeline()
+        longer._segments, longer._boundaries = self._segments, self._boundaries
+        if len(self._segments) != self._length:  # another one goes on from here already
+            longer._segments = self._segments[: self._length]
+            longer._boundaries = self._boundaries[: self._length]
+        if self:
+            boundary = max(boundary, self._boundaries[self._length - 1])
+        longer._segments.append(Segment(boundary, real, virtual, ticking))
+        longer._boundaries.append(boundary)
+        longer._length = self._length + 1
+        return longer
 
     def now(self, real: int) -> int:
         """Return what the clock shows while real time is ``real``: the last segment decides."""
-        return self.segments[-1].virtual_at(real) if self.segments else real
+        return self._segments[self._length - 1].virtual_at(real) if self else real
 
     def virtual_at(self, real: int, now: int) -> int:
         """Return what the clock showed at ``real``, an instant of the past.
@@ -72,9 +104,10 @@ class Timeline:
         Before the first segment, and later than ``now``, time is real: files that somebody aged
         or dated into the future keep the time they were given.
         """
-        if not self.segments or real < self.boundaries[0] or real > now:
+        if not self or real < self._boundaries[0] or real > now:
             return real
-        return self.segments[bisect_right(self.boundaries, real) - 1].virtual_at(real)
+        index = bisect_right(self._boundaries, real, hi=self._length) - 1
+        return self._segments[index].virtual_at(real)
 
     def real_at(self, virtual: int, now: int) -> int | None:
         """Return the latest real instant up to ``now`` that ``virtual_at`` maps to ``virtual``.
@@ -83,7 +116,8 @@ class Timeline:
         would change their meaning once real time has passed them.
         """
         end = now + 1
-        for segment in reversed(self.segments):
+        for index in range(self._length - 1, -1, -1):
+            segment = self._segments[index]
             found = segment.real_at(virtual, end)
             if found is not None:
                 return found

@@ -1107,6 +1107,14 @@ def test_a_gate_that_nobody_comes_to(fal_faults: Faults) -> None:
     )
 
 
+def test_a_gate_behind_the_end_of_a_body(fal_faults: Faults, fal_origin: Origin) -> None:
+    fal_origin.serve(URL, b"0123456789")
+    gate = fal_faults.gate(after=10)
+    get_with_httpx(URL)
+    with pytest.raises(EmulatorError, match="came to the gate and was not held: its body has no"):
+        gate.wait(0.01)
+
+
 def test_a_gate_that_nobody_opens(
     fal_faults: Faults, fal_origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

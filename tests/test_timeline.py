@@ -127,3 +127,17 @@ def test_of_two_jumps_at_the_same_stamp_the_later_counts() -> None:
 def test_a_boundary_never_lies_before_an_earlier_one() -> None:
     timeline = Timeline().then(100, 100, 1_000, ticking=True).then(40, 40, 2_000, ticking=True)
     assert timeline.boundaries == (100, 100)
+
+
+def test_two_timelines_that_go_on_from_one_have_nothing_to_do_with_each_other() -> None:
+    start = Timeline().then(100, 100, 1_000, ticking=False)
+    first = start.then(200, 200, 2_000, ticking=False)
+    second = start.then(300, 300, 3_000, ticking=False)
+    assert [timeline.now(400) for timeline in (start, first, second)] == [1_000, 2_000, 3_000]
+    assert [timeline.virtual_at(250, 400) for timeline in (start, first, second)] == [
+        1_000,
+        2_000,
+        1_000,
+    ]
+    assert first.boundaries == (100, 200)
+    assert second.boundaries == (100, 300)

@@ -94,6 +94,12 @@ class Gate(Fault):
             EmulatorError: none was within *seconds*.
         """
         exchange = self._doorway.arrival(seconds)
+        if exchange is None and self.struck:
+            came = self.struck[-1]
+            raise EmulatorError(
+                f"{came.method} {came.url} came to the gate and was not held: its body has no more "
+                "bytes than are to pass before. Take a smaller gate(after=...)."
+            )
         if exchange is None:
             raise EmulatorError(
                 f"No request came to the gate ({self.which or 'any request'}) within {seconds} s. "

@@ -191,10 +191,11 @@ class CDN:
 
     def expire(self, url: str) -> None:
         """Let a file's time be over now."""
-        file = self.info(url)
+        file, now = self.info(url), self._clock.now()
         key = self._find_key(url)
-        if key in self._files:
-            self._files[key] = replace(file, expires_at=self._clock.now())
+        # Over already and still readable (expiry_lag): then it is not over later, either.
+        if key in self._files and (file.expires_at is None or now < file.expires_at):
+            self._files[key] = replace(file, expires_at=now)
             self._expire_due()
 
     def expired(self, url: str) -> bool:
