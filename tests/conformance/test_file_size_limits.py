@@ -40,7 +40,7 @@ def test_a_megabyte_has_1024_times_1024_bytes(fal_origin: Origin) -> None:
 def test_the_limit_holds_for_a_file_of_undeclared_length(
     fal_origin: Origin, fal_tmp: Volume
 ) -> None:
-    fal_origin.serve(URL, size=MEBIBYTE + 1, content_length="absent")
+    fal_origin.serve(URL, size=MEBIBYTE + 1, chunked=True)
     with pytest.raises(DownloadError, match=f"Failed to download {URL} to /tmp"):
         download_file(URL, target_dir="/tmp", filesize_limit=1)
     assert fal_tmp.tree() == []
@@ -78,7 +78,7 @@ def test_a_file_of_declared_length_is_rejected_before_downloading(fal_origin: Or
 def test_a_file_of_undeclared_length_is_rejected_before_downloading(fal_origin: Origin) -> None:
     """The page: too large files are rejected before downloading. The SDK, since it has the limit:
     only where the server declares the length; else it reads until there is too much."""
-    served = fal_origin.serve(URL, size=3 * MEBIBYTE, content_length="absent")
+    served = fal_origin.serve(URL, size=3 * MEBIBYTE, chunked=True)
     with calls_of(HTTPResponse.read) as reads, pytest.raises(DownloadError):
         download_file(URL, target_dir="/tmp", filesize_limit=2)
     assert sum(read["amt"] for read in reads) == 2 * MEBIBYTE + CHUNK
