@@ -31,7 +31,7 @@ def test_files_on_the_cdn(fal_emulator: Emulator) -> None:
 
 
 # The SDK leaves a socket to the garbage collector when a body without a length is reset.
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed <(ssl|socket):ResourceWarning")
 def test_the_cache_of_downloads(fal_emulator: Emulator) -> None:
     run(DownloadCache, fal_emulator, examples=20)
     gc.collect()  # here, and not in another test, where it would be an error
