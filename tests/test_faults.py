@@ -1192,3 +1192,20 @@ def test_the_toolkit_takes_such_a_part_for_the_file(fal_faults: Faults, fal_orig
     fal_origin.serve(URL, b"0123456789", content_length="absent")
     fal_faults.truncate(after=4)
     assert download_file(URL, target_dir="models").read_bytes() == b"0123"
+
+
+def test_all_that_comes_before_a_reset_arrives_over_a_socket(
+    fal_faults: Faults, fal_origin: Origin
+) -> None:
+    fal_origin.serve("http://example.com/", bytes(300_000))
+    fal_faults.drop(after=200_000)
+    for _ in range(30):
+        connection = http.client.HTTPConnection("example.com", timeout=10)
+        connection.request("GET", "/")
+        got = b""
+        with pytest.raises(ConnectionResetError):
+            answer = connection.getresponse()
+            while True:
+                got += answer.read1()
+        connection.close()
+        assert len(got) == 200_000

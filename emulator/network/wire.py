@@ -17,7 +17,9 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from fcntl import ioctl
 from itertools import count
+from termios import TIOCOUTQ
 from typing import Any, cast
 
 import httpx
@@ -41,6 +43,7 @@ JOIN_SECONDS = 5.0
 _TLS_HANDSHAKE = b"\x16"
 _JOINED_SEND = 65_536
 _NO_TIME = 0.001
+_ARRIVAL_STEPS = 200
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _HANG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
@@ -492,6 +495,8 @@ class _Connection:
     def _close(self, reset: bool) -> None:
         if self._peer is None:
             self._wire._claim_peer(self.port)
+        if reset:
+            _let_arrive(self._socket)
         with self._lock, suppress(OSError):
             if reset:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -505,6 +510,16 @@ def _shut_down(sock: socket.socket, how: int) -> None:
     with suppress(OSError):
         # Not SSLSocket's own, which takes the TLS state away from the thread that uses it.
         socket.socket.shutdown(sock, how)
+
+
+def _let_arrive(sock: socket.socket) -> None:
+    """Wait until the client's side has what was sent: a reset throws away what has not arrived."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            for _ in range(_ARRIVAL_STEPS):
+                if not int.from_bytes(ioctl(sock, TIOCOUTQ, bytes(4)), sys.byteorder):
+                    break
+                select.select([], [], [], 0.001)
 
 
 def _socket_of_port(port: int) -> socket.socket | None:
