@@ -7,7 +7,6 @@ are streams both ways; neither is ever held in memory.
 
 from __future__ import annotations
 
-import gc
 import select
 import socket
 import ssl
@@ -17,9 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from fcntl import ioctl
 from itertools import count
-from termios import TIOCOUTQ
 from typing import Any, cast
 
 import httpx
@@ -27,6 +24,7 @@ import httpx
 from emulator.errors import EmulatorError
 from emulator.network import http1
 from emulator.network.http1 import ClientGoneError
+from emulator.network.sockets import let_arrive, receive_raw, shut_down, socket_of_port
 from emulator.network.trust import Authority, FlawedHandshake, ServerSide
 
 __all__ = ["Abort", "ClientGoneError", "Peer", "Stall", "Wire"]
@@ -43,7 +41,6 @@ JOIN_SECONDS = 5.0
 _TLS_HANDSHAKE = b"\x16"
 _JOINED_SEND = 65_536
 _NO_TIME = 0.001
-_ARRIVAL_STEPS = 200
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _HANG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
@@ -192,7 +189,7 @@ class _Crew:
     def stop(self) -> None:
         """End the threads that wait, and close the listening socket."""
         self._stopping = True
-        _shut_down(self._listener, socket.SHUT_RDWR)
+        shut_down(self._listener, socket.SHUT_RDWR)
         for _ in self._threads:  # what wakes accept() where shutdown() does not
             with suppress(Exception):
                 socket.create_connection(self.address).close()
@@ -281,7 +278,7 @@ class _Connection:
     def cut(self) -> None:
         """End it from another thread: whoever reads or writes it, at either end, is woken."""
         with self._lock:
-            _shut_down(self._socket, socket.SHUT_RDWR)
+            shut_down(self._socket, socket.SHUT_RDWR)
 
     def still_busy(self) -> EmulatorError:
         """What to say when its handler does not end."""
@@ -304,7 +301,7 @@ class _Connection:
 
         Only for a blocking socket of this process that has a time-out; whether it is one.
         """
-        client = _socket_of_port(self.port)
+        client = socket_of_port(self.port)
         if client is None or not client.gettimeout():
             return False
         with suppress(OSError):  # it has hung up meanwhile
@@ -486,54 +483,22 @@ class _Connection:
                 self._socket.unwrap()
             self._socket.settimeout(None)
         if self._unread:
-            _shut_down(self._socket, socket.SHUT_WR)
+            shut_down(self._socket, socket.SHUT_WR)
             spared = 0
             # Past the TLS layer: nobody wants to know what it says.
-            while spared <= http1.DRAIN_LIMIT and (data := _receive_raw(self._socket)):
+            size = http1.RECEIVE_SIZE
+            while spared <= http1.DRAIN_LIMIT and (data := receive_raw(self._socket, size)):
                 spared += len(data)
 
     def _close(self, reset: bool) -> None:
         if self._peer is None:
             self._wire._claim_peer(self.port)
         if reset:
-            _let_arrive(self._socket)
+            let_arrive(self._socket)
         with self._lock, suppress(OSError):
             if reset:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             else:  # a child that was forked meanwhile may hold the descriptor open
-                _shut_down(self._socket, socket.SHUT_RDWR)
+                shut_down(self._socket, socket.SHUT_RDWR)
         with self._lock:
             self._socket.close()
-
-
-def _shut_down(sock: socket.socket, how: int) -> None:
-    with suppress(OSError):
-        # Not SSLSocket's own, which takes the TLS state away from the thread that uses it.
-        socket.socket.shutdown(sock, how)
-
-
-def _let_arrive(sock: socket.socket) -> None:
-    """Wait until the client's side has what was sent: a reset throws away what has not arrived."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            for _ in range(_ARRIVAL_STEPS):
-                if not int.from_bytes(ioctl(sock, TIOCOUTQ, bytes(4)), sys.byteorder):
-                    break
-                select.select([], [], [], 0.001)
-
-
-def _socket_of_port(port: int) -> socket.socket | None:
-    """This process's socket with that local port.
-
-    Looked for among all objects: wrapping a connected socket in TLS makes another of it.
-    """
-    for thing in gc.get_objects():
-        if issubclass(type(thing), socket.socket) and thing.fileno() != -1:
-            with suppress(OSError):
-                if thing.getsockname()[1:2] == (port,):
-                    return cast("socket.socket", thing)
-    return None
-
-
-def _receive_raw(sock: socket.socket) -> bytes:
-    return socket.socket.recv(sock, http1.RECEIVE_SIZE)
