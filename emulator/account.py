@@ -138,21 +138,26 @@ class Emulator:
         isolation: str = "thread",
         gpu: str | None = None,
         env: Mapping[str, str] | None = None,
+        load: str = "pickle",
     ) -> Runner:
         """Boot an app on a new runner, as the platform does, and wait until it is set up.
 
         Args:
             app: a subclass of ``fal.App``.
-            isolation: ``"thread"``: a thread of this process with mounts of its own.
+            isolation: ``"thread"``: a thread of this process with mounts of its own, in
+                milliseconds. ``"process"``: a process, for crashes, signals, CUDA, and several apps
+                with an environment each.
             gpu: a pretended GPU type; not there yet.
             env: environment variables (secrets) of the app.
+            load: how a process gets the app: ``"pickle"``, as ``fal deploy`` sends it; or
+                ``"import"``, from its module.
 
         Raises:
             EmulatorError: the arguments make no sense; says what to write.
             BaseException: whatever the app's ``setup`` raised.
         """
         self._check_active("runner()")
-        return self._runners.boot(app, isolation, gpu, dict(env or {}))
+        return self._runners.boot(app, isolation, gpu, dict(env or {}), load)
 
     @property
     def runners(self) -> list[Runner]:
@@ -242,6 +247,7 @@ class Emulator:
             self.stop()
         if self._prepared:
             self._prepared = False
+            self._runners.close()
             self._wire.stop()
             self._store.close()
             for path in (self._bundle, self._certificate_file):
@@ -273,7 +279,9 @@ class Emulator:
         os.makedirs(self._spill, exist_ok=True)
         self._store = ObjectStore(self._spill, now=self.clock.now)
         self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
-        self._runners = Runners(self._disk, self.ledger, self._identities, lambda: self.settings)
+        self._runners = Runners(
+            self._disk, self.ledger, self._identities, lambda: self.settings, self.clock
+        )
         self._connect_network()
         self._prepared = True
 
@@ -296,6 +304,7 @@ class Emulator:
         self._resolver.before_connect = self._strike_connection
         self._wire.flaw_of = self._strike_handshake
         router.addresses = self._resolver.addresses
+        self._runners.connect(self._wire, self._resolver)
         router.before_request = self.clock.keep_appointments
         self._httpx = HttpxEntrance(self._answer_with("httpx"), router.passes)
         self._urllib = UrllibEntrance(self._answer_with("urllib"), router.passes)

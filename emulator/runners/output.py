@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-__all__ = ["OutputSplitter", "readable", "without_noise"]
+__all__ = ["OutputSplitter", "Transcript", "readable", "without_noise"]
 
 #: The SDK prints every installed package at every start; it belongs to the runner's log only.
 _NOISE = "[debug] Python packages installed:"
@@ -73,6 +75,47 @@ class _Split:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class Transcript:
+    """What a runner's process prints, read from its end of a pipe.
+
+    All of it is kept; what a person wants to see goes on to this process's stdout, line by line.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = -1
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pieces: list[str] = []
+        self._line = ""
+
+    @property
+    def text(self) -> str:
+        """All that was printed so far."""
+        return "".join(self._pieces)
+
+    def follow(self, descriptor: int) -> None:
+        """Read from this pipe; it is closed at its end."""
+        self.descriptor = descriptor
+
+    def read(self) -> bool:
+        """Take what there is; whether there may be more."""
+        chunk = os.read(self.descriptor, 65_536)
+        self._keep(self._decoder.decode(chunk, final=not chunk))
+        if not chunk:
+            self._show(self._line)
+            os.close(self.descriptor)
+        return bool(chunk)
+
+    def _keep(self, text: str) -> None:
+        self._pieces.append(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._show(f"{line}\n")
+
+    def _show(self, line: str) -> None:
+        if line and not line.startswith(_NOISE):
+            sys.stdout.write(readable(line) if line.startswith(_TRACEBACK) else line)
 
 
 def readable(line: str) -> str:
