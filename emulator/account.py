@@ -165,6 +165,11 @@ class Emulator:
         return self._runners.all
 
     @property
+    def fork_server(self) -> int | None:
+        """The process that runners' processes are forked from; None before the first of them."""
+        return self._disk.fork_server()
+
+    @property
     def directory(self) -> str | None:
         """Where the volumes of the test under way really are."""
         return self._disk.directory

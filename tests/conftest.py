@@ -24,11 +24,13 @@ def nothing_left_behind(request):
 
     from pytest_fal import session
 
-    had_emulator = session.has_emulator(request.config)
+    had = session.lives_on(request.config)
     before = Snapshot.take()
     yield
-    # The session's own wire, certificate and mounts come with its first test.
-    first = not had_emulator and session.has_emulator(request.config)
-    leaks = before.leaks_since(expected=("descriptor", "mounted") if first else ())
+    # The session's own wire, certificate and mounts come with its first test; the server that forks
+    # runners, and the clock's memory, with the first runner in a process.
+    new = session.lives_on(request.config) - had
+    expected = {"emulator": ("descriptor", "mounted"), "fork server": ("descriptor", "process")}
+    leaks = before.leaks_since(expected=tuple(kind for one in new for kind in expected[one]))
     if leaks:
         pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)

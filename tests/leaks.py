@@ -20,7 +20,7 @@ import freezegun.api
 import httpcore
 
 #: Threads and descriptors of the session's emulator, which live until the session ends.
-SESSION_THREADS = ("fal-wire", "fal-sweeper")
+SESSION_THREADS = ("fal-wire", "fal-sweeper", "fal-forkserver")
 
 
 def patched_attributes() -> dict[str, object]:

@@ -39,9 +39,7 @@ class RemoteResolver(Resolver):
         ports: Iterable[int],
         tell: Callable[..., None],
     ) -> None:
-        super().__init__(
-            _Line(wire, ask), lambda _: True, is_local, lambda _: None, lambda: runner
-        )
+        super().__init__(_Line(wire, ask), lambda _: True, is_local, lambda _: None, lambda: runner)
         self._ask = ask
         self._tell = tell
         self._mapped = frozenset(ports)

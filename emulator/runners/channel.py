@@ -10,6 +10,7 @@ import pickle
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -77,10 +78,8 @@ class Channel:
 
     def tell(self, name: str, *arguments: Any) -> None:
         """Have a handler of the other side called, and do not wait; lost if that has ended."""
-        try:
+        with suppress(OSError):
             self._send(_TELL, 0, (name, arguments))
-        except OSError:
-            pass
 
     def serve(self) -> None:
         """Read until the other side has ended."""

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 from emulator.clock_mirror import FollowingClock
 from emulator.network.remote_resolver import RemoteResolver
@@ -52,8 +52,11 @@ def _redirect_output(descriptor: int) -> None:
         os.dup2(descriptor, number)
     os.close(descriptor)
     # By lines: what was printed before a kill is in the log.
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+    sys.stdout, sys.stderr = _by_lines(1), _by_lines(2)
+
+
+def _by_lines(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
 
 
 def _enter_mounts(boot: Boot, namespace: int, root: int) -> None:
@@ -74,7 +77,11 @@ class _Process:
         self._serve: Callable[[], Any] | None = None
         self._runs = 0
         self._lock = threading.Lock()
-        handlers = {"clock": self._follow_clock, "run": self._run, "hasten": hasten_socket}
+        handlers: dict[str, Callable[..., Any]] = {
+            "clock": self._follow_clock,
+            "run": self._run,
+            "hasten": hasten_socket,
+        }
         self._channel = Channel(channel, handlers, _SLOW)
         self._clock = FollowingClock(clock, self._channel.ask)
         self._resolver = RemoteResolver(

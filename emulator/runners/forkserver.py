@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 
 from emulator.errors import EmulatorError
@@ -74,10 +74,10 @@ class ForkServer:
         Raises:
             EmulatorError: the server could not be started; with what it printed.
         """
+        answer, pids = threading.Event(), list[int]()
         with self._lock:
             self._start()
-            answer = threading.Event()
-            self._pids[boot.ticket] = (answer, pids := [])
+            self._pids[boot.ticket] = (answer, pids)
             self._exits[boot.ticket] = exited
             payload = pickle.dumps(boot, protocol=pickle.HIGHEST_PROTOCOL)
             assert self._socket is not None
@@ -164,8 +164,3 @@ class ForkServer:
     def _printed(self) -> str:
         size = os.fstat(self._errors).st_size
         return os.pread(self._errors, size, 0).decode(errors="replace").strip() or "without a word"
-
-
-def environment_of_runners(names: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process runner: the test's, and what the platform sets."""
-    return {**os.environ, **names}

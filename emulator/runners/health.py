@@ -31,7 +31,7 @@ class Check:
 
     @classmethod
     def of(cls, app: type) -> Check:
-        """The check that an app declares, or the one every app has, which is asked on demand only."""
+        """The check that an app declares, or the one that every app has."""
         declared: Any = app.get_health_check_config()  # type: ignore[attr-defined]
         if declared is None:
             return cls("GET", "/health")

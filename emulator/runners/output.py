@@ -14,6 +14,11 @@ __all__ = ["OutputSplitter", "Transcript", "readable", "without_noise"]
 
 #: The SDK prints every installed package at every start; it belongs to the runner's log only.
 _NOISE = "[debug] Python packages installed:"
+#: What uvicorn says of every app, whatever happens.
+_SERVER = re.compile(
+    r"INFO:     (Started server process|Waiting for application|Application (startup|shutdown) "
+    r"complete|Uvicorn running on|Shutting down|Finished server process)"
+)
 #: The SDK prints an unhandled exception as one line of JSON, its frames in reverse.
 _TRACEBACK = '{"traceback": '
 _INSTALLED = ("/site-packages/", "/dist-packages/", "/lib/python3")
@@ -114,8 +119,12 @@ class Transcript:
             self._show(f"{line}\n")
 
     def _show(self, line: str) -> None:
-        if line and not line.startswith(_NOISE):
+        if line and not _is_noise(line):
             sys.stdout.write(readable(line) if line.startswith(_TRACEBACK) else line)
+
+
+def _is_noise(line: str) -> bool:
+    return line.startswith(_NOISE) or _SERVER.match(line) is not None
 
 
 def readable(line: str) -> str:
@@ -141,5 +150,5 @@ def readable(line: str) -> str:
 
 def without_noise(output: str) -> list[str]:
     """The lines of a runner's output as a person reads them."""
-    lines = [line for line in output.splitlines() if not line.startswith(_NOISE)]
+    lines = [line for line in output.splitlines() if not _is_noise(line)]
     return [shown for line in lines for shown in readable(line).splitlines()]

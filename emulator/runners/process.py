@@ -1,4 +1,4 @@
-"""A runner in a process of its own: the app as the platform loads it, signals and crashes included."""
+"""A runner in a process of its own: the app as the platform loads it, with signals and crashes."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class ProcessRunner(Runner):
         output, output_of_child = os.pipe()
         number = self._view.number
         with theirs:
-            handlers = {
+            handlers: dict[str, Callable[..., Any]] = {
                 "listening": self._listening,
                 "state": self._told_state,
                 "failed": self._told_failure,

@@ -53,8 +53,11 @@ class StartupError(RunnerError):
     """A runner ended before its app was set up, without an exception of the app's."""
 
 
-class RunnerKilled(BaseException):  # noqa: N818 - as a signal would, it passes by "except Exception"
-    """Ends the code of a runner in a thread that is killed while it sleeps."""
+class RunnerKilled(BaseException):
+    """Ends the code of a runner in a thread that is killed while it sleeps.
+
+    As a signal does, it passes by ``except Exception``.
+    """
 
 
 @dataclass

@@ -31,7 +31,7 @@ def hurry_server() -> None:
     """Have uvicorn look every 10 ms, not every 100 ms, whether it is to shut down."""
     import uvicorn.server
 
-    uvicorn.server.asyncio = _Hurried()  # type: ignore[attr-defined]
+    uvicorn.server.asyncio = _Hurried()  # type: ignore[attr-defined,assignment]
 
 
 class _Hurried:
