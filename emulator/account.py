@@ -22,6 +22,7 @@ from emulator.errors import EmulatorError, UnknownHostError
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
+from emulator.hosts.runner import RunnerHost
 from emulator.identity import Identities
 from emulator.ledger import Exchange, Ledger
 from emulator.network.aiohttp_context import AiohttpContext
@@ -294,8 +295,9 @@ class Emulator:
         router = self._router
         router.hosts = [
             self.origin,
-            RestHost(self._cdn, self._identities),
+            RestHost(self._cdn, self._identities, self._runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
+            RunnerHost(self._runners.named),
         ]
         router.lets_through = self._lets_through
         self._resolver = Resolver(

@@ -103,12 +103,9 @@ class ProcessRunner(Runner):
         """What the app and its server printed, to stdout and stderr."""
         return self._transcript.text
 
-    def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Call a function in the process; an async one on its event loop.
-
-        It goes there by value, as the app does; its result and exceptions come back pickled.
-        """
-        self._check_takes_requests()
+    def _call(
+        self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Result:
         try:
             pickled = self._sender.call(function, args, kwargs)
         except Exception as error:

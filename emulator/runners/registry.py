@@ -98,6 +98,16 @@ class Runners:
         """The runner of this name."""
         return next((runner for runner in self.all if runner.name == name), None)
 
+    def is_outside_of_requests(self, name: str | None) -> bool:
+        """Whether an upload of this runner's without a request's context has lost it [§1.9].
+
+        Not in ``setup`` and ``teardown``, nor in what a test runs there, which have none.
+        """
+        runner = self.named(name)
+        if runner is None or runner.state not in ("IDLE", "RUNNING"):
+            return False
+        return runner.in_flight > 0 or not runner.runs
+
     def backings(self) -> Iterator[str]:
         """Where all volumes really are; their files' times follow the clock."""
         if self._disk.directory is None:

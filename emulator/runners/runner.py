@@ -111,6 +111,8 @@ class Runner(abc.ABC):
         self._lock = threading.RLock()
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        #: How many functions of the test's are at work on it.
+        self.runs = 0
         self._client: httpx.Client | None = None
         self._finished = False
         self._checks: Appointment | None = None
@@ -150,9 +152,29 @@ class Runner(abc.ABC):
     def output(self) -> str:
         """What the app printed, to stdout and stderr."""
 
-    @abc.abstractmethod
     def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Call a function on the runner: its ``/tmp``, its current app. Its result or exception."""
+        """Call a function on the runner: its ``/tmp``, its current app. Its result or exception.
+
+        An async one is awaited on its event loop. To a process it goes by value, as the app does;
+        its result and exceptions come back pickled.
+
+        Raises:
+            RunnerError: the runner takes no more, or ended before the function did.
+        """
+        self._check_takes_requests()
+        with self._lock:
+            self.runs += 1
+        try:
+            return self._call(function, args, kwargs)
+        finally:
+            with self._lock:
+                self.runs -= 1
+
+    @abc.abstractmethod
+    def _call(
+        self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Result:
+        """Call a function there."""
 
     # --- its life --------------------------------------------------------------------------------
 

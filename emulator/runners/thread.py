@@ -54,9 +54,9 @@ class ThreadRunner(Runner):
         """What the app printed, to stdout and stderr."""
         return "".join(self.printed)
 
-    def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Call a function on the runner; an async one on its event loop."""
-        self._check_takes_requests()
+    def _call(
+        self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Result:
         if inspect.iscoroutinefunction(function):
             return self._submit(function(*args, **kwargs), "run()")  # type: ignore[no-any-return]
         call = functools.partial(function, *args, **kwargs)
