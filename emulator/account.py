@@ -38,6 +38,7 @@ from emulator.network.routes import Routes
 from emulator.network.trust import Authority
 from emulator.network.urllib_entrance import UrllibEntrance
 from emulator.network.wire import Abort, Peer, Stall, Wire
+from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
 from emulator.settings import Settings
@@ -317,6 +318,9 @@ class Emulator:
         self._urllib = UrllibEntrance(self._answer_with("urllib"), router.passes)
         self._aiohttp = AiohttpContext()
         self.clock.volumes = self._runners.backings
+        self.faults.killer = Killer(
+            self._runners.named, self._runners.newest_process, lambda: self._disk.directory
+        )
 
     def _reset_state(self) -> None:
         self._cdn.reset(self.settings)

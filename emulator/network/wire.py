@@ -76,9 +76,9 @@ class Wire:
     The handler is called in a thread of the connection, with these ``request.extensions``:
     ``fal_client`` is ``"wire"``; ``fal_peer`` is a `Peer` or None; ``fal_wait(seconds)`` sleeps,
     raising `ClientGoneError` as soon as the client is gone; ``fal_hasten()`` makes the client's
-    next read time out at once. It has to read the request's body before it returns. An
-    exception's ``fal_response``, if it has one, is its answer; any other but `Abort` and `Stall`
-    is answered with a 500 and kept in ``errors``.
+    next read time out at once; ``fal_arrived()`` waits until its side has all that was sent. It has
+    to read the request's body before it returns. An exception's ``fal_response``, if it has one, is
+    its answer; any other but `Abort` and `Stall` is answered with a 500 and kept in ``errors``.
     """
 
     def __init__(
@@ -307,6 +307,10 @@ class _Connection:
             return True
         return hasten_socket(self.port)
 
+    def arrived(self) -> None:
+        """Wait until the client's side has all that was sent."""
+        let_arrive(self._socket)
+
     def _stall(self) -> bool:
         """Keep quiet until the client hangs up; whether it did."""
         try:
@@ -384,6 +388,7 @@ class _Connection:
             "fal_peer": self._peer,
             "fal_wait": self.wait,
             "fal_hasten": self.hasten,
+            "fal_arrived": self.arrived,
         }
         if url.raw_path != head.target:
             extensions["target"] = head.target  # for an exact forward, and "OPTIONS *"

@@ -136,6 +136,10 @@ class Elsewhere:
             if isinstance(runner, ProcessRunner) and runner.state != "TERMINATED"
         ]
 
+    def newest(self) -> Runner | None:
+        """The runner that was started last, of those that live."""
+        return next(reversed(self._alive()), None)
+
     def _tell_clock(self, engaged: bool) -> None:
         for runner in self._alive():
             runner.follow_clock(engaged)

@@ -98,6 +98,10 @@ class Runners:
         """The runner of this name."""
         return next((runner for runner in self.all if runner.name == name), None)
 
+    def newest_process(self) -> Runner | None:
+        """The runner in a process that was started last, of those that live."""
+        return self._elsewhere.newest()
+
     def is_outside_of_requests(self, name: str | None) -> bool:
         """Whether an upload of this runner's without a request's context has lost it [§1.9].
 

@@ -20,6 +20,7 @@ import httpx
 
 from emulator.errors import EmulatorError
 from emulator.runners import limits
+from emulator.runners.output import without_noise
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -42,6 +43,7 @@ __all__ = [
 State = Literal["SETUP", "IDLE", "RUNNING", "DRAINING", "TERMINATING", "TERMINATED"]
 Result = TypeVar("Result")
 
+_FINISH_SECONDS = 10.0
 _ENDING = ("DRAINING", "TERMINATING", "TERMINATED")
 
 
@@ -114,7 +116,8 @@ class Runner(abc.ABC):
         #: How many functions of the test's are at work on it.
         self.runs = 0
         self._client: httpx.Client | None = None
-        self._finished = False
+        self._finisher: int | None = None
+        self._is_over = threading.Event()
         self._checks: Appointment | None = None
 
     def __repr__(self) -> str:
@@ -125,9 +128,9 @@ class Runner(abc.ABC):
     @property
     def state(self) -> State:
         """Where it is in its life [§4.1]."""
-        if self._life == "IDLE" and self._calls:
-            return "RUNNING"
-        return self._life
+        if self.end is not None:
+            return "TERMINATED"
+        return "RUNNING" if self._life == "IDLE" and self._calls else self._life
 
     @property
     def in_flight(self) -> int:
@@ -207,6 +210,9 @@ class Runner(abc.ABC):
         All of that within the termination grace period, on the clock and in real time; what takes
         longer is killed [§4.3]. ``/tmp`` is lost, ``/data`` stays. A second call does nothing.
         """
+        if self.end is not None:
+            self._finish()
+            return
         if self._life in _ENDING:
             self._await_end()
             return
@@ -221,7 +227,7 @@ class Runner(abc.ABC):
         except concurrent.futures.TimeoutError:
             self.kill(reason)
         except RunnerKilled:
-            pass
+            pass  # while it slept in its teardown
         finally:
             alarm.cancel()
             self._finish()
@@ -261,11 +267,14 @@ class Runner(abc.ABC):
         """Whether the calling thread is the one that must not wait for this runner."""
 
     def _finish(self) -> None:
-        """After its end: give everything back, once."""
+        """After its end: give everything back, once; who comes later waits for it."""
         with self._lock:
-            if self._finished:
-                return
-            self._finished = True
+            is_first = self._finisher is None
+            if is_first:
+                self._finisher = threading.get_ident()
+        if not is_first:
+            self._await_end()
+            return
         self._life = "TERMINATED"
         for call in list(self._calls):
             call.over.set()
@@ -276,21 +285,23 @@ class Runner(abc.ABC):
         self._dispose()
         self._around.changed(self, "TERMINATED")
         self._around.disk.discard()
+        self._is_over.set()
 
     def _await_end(self) -> None:
-        """Somebody else is stopping it."""
-        if self._life != "TERMINATED" and not self._is_here():
-            concurrent.futures.wait([self._ended])
+        """Somebody else is ending it."""
+        if self._finisher != threading.get_ident() and not self._is_here():
+            limit = limits.grace(self.app_class, self._around.settings).total_seconds()
+            self._is_over.wait(limit + _FINISH_SECONDS)
 
     def _move(self, state: State) -> None:
         with self._lock:
-            if self.end is not None or self._finished:
+            if self.end is not None or self._finisher is not None:
                 return  # what still runs of it does not bring it back
             self._life = state
         self._around.changed(self, state)
 
     def _startup_error(self) -> StartupError:
-        printed = "\n".join(self.output.splitlines()[-20:])
+        printed = "\n".join(without_noise(self.output)[-20:])
         said = f" The last that it printed:\n{printed}" if printed else ""
         return StartupError(
             f"{self.name} did not come up: {self.app_class.__name__} ended before its setup() was "
@@ -369,9 +380,10 @@ class Runner(abc.ABC):
             self._calls.append(call)
         try:
             yield call
-        except RunnerKilled:
-            self._finish()
-            raise self._lost(f"{request.method} {request.url.path}") from None
+        except RunnerError:
+            if self.end is not None:
+                self._finish()
+            raise
         finally:
             call.over.set()
             alarm.cancel()
@@ -454,10 +466,10 @@ class Runner(abc.ABC):
         return self._deliver(httpx.Request(method, f"{self.url}{path}"))
 
     def _check_takes_requests(self) -> None:
-        if self._life in _ENDING:
+        if self.state in _ENDING:
             why = f" ({self.end})" if self.end else ""
             raise RunnerError(
-                f"{self.name} is {self._life}{why} and takes no more requests. "
+                f"{self.name} is {self.state}{why} and takes no more requests. "
                 f"Boot another one: fal_runner({self.app_class.__name__})."
             )
 

@@ -19,6 +19,8 @@ from emulator.storage import mounts
 
 __all__ = ["ThreadRunner"]
 
+_STEPS = 10
+
 
 class ThreadRunner(Runner):
     """Boots an app in a thread.
@@ -76,13 +78,12 @@ class ThreadRunner(Runner):
         if self.app is not None:
             self.app.__dict__.update(nothing)
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._cancel_everything)
+            asyncio.run_coroutine_threadsafe(self._cancel_everything(), self._loop)
         if self._is_on_it():
             raise RunnerKilled(self.end)
 
     def _dispose(self) -> None:
-        if not self._is_here():
-            self._thread.join(timeout=1.0)
+        self._thread.join(timeout=1.0)
 
     def _is_here(self) -> bool:
         return threading.current_thread() is self._thread
@@ -109,9 +110,14 @@ class ThreadRunner(Runner):
     def _submit(self, coroutine: Coroutine[Any, Any, Result], what: str) -> Result:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
-            return future.result()
-        except (concurrent.futures.CancelledError, RunnerKilled):
+            result = future.result()
+        except BaseException as error:
+            if self.end is None and not isinstance(error, concurrent.futures.CancelledError):
+                raise
             raise self._lost(what) from None
+        if self.end is not None:  # what the web framework makes of it, a 500
+            raise self._lost(what)
+        return result
 
     # --- the runner's own thread -----------------------------------------------------------------
 
@@ -135,8 +141,6 @@ class ThreadRunner(Runner):
             _collect_since_boot()
             for future in (self._ready, self._ended):
                 _settle(future, error)
-            if self.end is not None:
-                self._finish()
 
     async def _main(self) -> None:
         self.namespace = self._around.disk.enter()
@@ -157,9 +161,12 @@ class ThreadRunner(Runner):
         self._move("TERMINATING")
         await lifespan.shutdown()
 
-    def _cancel_everything(self) -> None:
+    async def _cancel_everything(self) -> None:
+        for _ in range(_STEPS):  # what was only just created begins: else it complains
+            await asyncio.sleep(0)
         for task in asyncio.all_tasks(self._loop):
-            task.cancel()
+            if task is not asyncio.current_task():
+                task.cancel()
 
     def _close_loop(self) -> None:
         try:
