@@ -136,7 +136,7 @@ class Emulator:
         app: type,
         *,
         isolation: str = "thread",
-        gpu: str | None = None,
+        gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Runner:
         """Boot an app on a new runner, as the platform does, and wait until it is set up.
@@ -144,7 +144,8 @@ class Emulator:
         Args:
             app: a subclass of ``fal.App``.
             isolation: ``"thread"``: a thread of this process with mounts of its own.
-            gpu: a pretended GPU type; not there yet.
+            gpu: a machine type, such as ``"H100"``, whose GPUs the runner pretends to have; True:
+                the app's own. It gets their ``nvidia-smi`` [§4.9].
             env: environment variables (secrets) of the app.
 
         Raises:

@@ -474,7 +474,7 @@ def test_what_is_no_app_is_refused(fal_runner):
     assert "Write for example fal_runner(MyApp), without instantiating it." in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"isolation": "process"}, {"gpu": "H100"}])
+@pytest.mark.parametrize("options", [{"isolation": "process"}])
 def test_what_is_not_there_yet_says_so(fal_runner, options):
     with pytest.raises(EmulatorError, match="not there yet"):
         fal_runner(Uploader, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,12 @@ import httpx
 
 from emulator.errors import EmulatorError
 from emulator.runners.current_app import CurrentApp
+from emulator.runners.machine_types import pretend
 from emulator.runners.output import OutputSplitter
 from emulator.runners.runner import Runner
 from emulator.runners.thread import ThreadRunner
 from emulator.sdk import load_app_module, publish_current_app, quick_package_list
-from emulator.storage import mounts
+from emulator.storage import mounts, programs
 from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER, parse_preference
 
 if TYPE_CHECKING:
@@ -85,14 +86,18 @@ class Runners:
 
     # --- booting ---------------------------------------------------------------------------------
 
-    def boot(self, app: type, isolation: str, gpu: str | None, env: dict[str, str]) -> Runner:
+    def boot(
+        self, app: type, isolation: str, gpu: str | bool | None, env: dict[str, str]
+    ) -> Runner:
         """Boot an app on a new runner; see ``Emulator.runner``."""
         module = load_app_module()
-        _check(module, app, isolation, gpu)
+        _check(module, app, isolation)
+        pretended = pretend(gpu, app)
         self._count += 1
         name = f"runner-{self._count}"
-        self._set_environment(env)
-        disk = self._disk.new_runner(name)
+        own_programs = {} if pretended is None else pretended.programs(name)
+        self._set_environment(env, own_programs)
+        disk = self._disk.new_runner(name, own_programs)
         settings = self._settings()
         if settings.tmp_size is not None:
             disk.tmp.limit(settings.tmp_size)
@@ -191,7 +196,7 @@ class Runners:
         own = getattr(app, "termination_grace_period_seconds", None)
         return timedelta(seconds=own) if own else self._settings().termination_grace_period
 
-    def _set_environment(self, given: dict[str, str]) -> None:
+    def _set_environment(self, given: dict[str, str], own_programs: Mapping[str, str]) -> None:
         settings = self._settings()
         if not self._alive:
             self._given = {}
@@ -214,6 +219,9 @@ class Runners:
             "HF_HOME": "/data/.cache/huggingface",
             **given,
         }
+        path = os.environ.get("PATH")
+        if own_programs or programs.is_first(path):  # the latter: of another one that is alive
+            names["PATH"] = programs.put_first(names.get("PATH", path))
         for name in ("FAL_RUNNER_STATE", *names):
             self._environment.setdefault(name, os.environ.get(name))
         os.environ.update(names)
@@ -227,7 +235,7 @@ class Runners:
         self._environment = {}
 
 
-def _check(module: Any, app: object, isolation: str, gpu: str | None) -> None:
+def _check(module: Any, app: object, isolation: str) -> None:
     if not (isinstance(app, type) and issubclass(app, module.App)):
         raise EmulatorError(
             f"fal_runner() boots a subclass of fal.App, and {app!r} is none. "
@@ -237,9 +245,4 @@ def _check(module: Any, app: object, isolation: str, gpu: str | None) -> None:
         raise EmulatorError(
             f"isolation={isolation!r} is not there yet. Write fal_runner({app.__name__}): the app "
             f'then runs in a thread with mounts of its own (isolation="thread").'
-        )
-    if gpu is not None:
-        raise EmulatorError(
-            f"gpu={gpu!r}: pretended GPUs are not there yet. Leave gpu out, or use "
-            f"fal_cuda_runner on a machine that has one."
         )

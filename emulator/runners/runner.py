@@ -121,7 +121,7 @@ class RunnerFactory(Protocol):
         app: type,
         *,
         isolation: str = "thread",
-        gpu: str | None = None,
+        gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Runner:
         """Boot an app and wait until it is set up; see ``Emulator.runner``."""
