@@ -136,8 +136,9 @@ def _target(link: str) -> str:
 def _context_here(opened: list[str]) -> str:
     return (
         f"CUDA: pytest's own process has opened {', '.join(opened)}: the test used CUDA itself, "
-        f"beside its runner. That keeps memory of the device until pytest ends, and breaks CUDA in "
-        f"forked children. Use CUDA on the runner: runner.run(function)."
+        f"beside its runner, or left NVML open. A CUDA context keeps memory of the device until "
+        f"pytest ends, and breaks CUDA in forked children. Use CUDA on the runner: "
+        f"runner.run(function)."
     )
 
 

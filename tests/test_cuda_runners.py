@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import fal
 import pytest
 from cuda_machine import H100, L4, Machine
 from hypothesis import given
 from hypothesis import strategies as st
+from leaks import Snapshot
 
 from emulator.errors import EmulatorError
 from emulator.runners.cuda import CudaRunners, assign, rotate
@@ -184,6 +187,13 @@ def test_what_a_runner_in_a_thread_sees_does_not_hide_devices_from_the_next(benc
     bench.machine.environ["CUDA_VISIBLE_DEVICES"] = ONE
     bench.runners.boot(object)
     assert bench.visible == [ONE, TWO]
+
+
+def test_runners_in_threads_have_the_same_devices_since_they_share_the_variable(bench):
+    bench.runners.boot(object, isolation="thread")
+    bench.runners.boot(object)
+    bench.runners.boot(object, isolation="thread")
+    assert bench.visible == [ONE, TWO, ONE]
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -434,6 +444,13 @@ def test_torch_is_not_imported_into_pytests_process(inner, pytester):
     result.assert_outcomes(passed=1)
 
 
+def test_torch_in_pytests_process_is_a_leak_of_our_own_suite(monkeypatch):
+    before = Snapshot.take()
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert before.leaks_since() == ["torch was imported into pytest's process"]
+    monkeypatch.undo()
+
+
 def test_nothing_of_nvidias_is_open_while_the_test_runs(inner):
     result = inner(
         "from pytest_fal.cuda import devices_opened_here\n"
@@ -451,8 +468,8 @@ def test_a_test_that_opens_a_device_in_pytests_process_fails(inner, pytester):
     result.assert_outcomes(passed=1, errors=1)
     assert (
         f"CUDA: pytest's own process has opened {node}: the test used CUDA itself, beside its "
-        "runner. That keeps memory of the device until pytest ends, and breaks CUDA in forked "
-        "children. Use CUDA on the runner: runner.run(function)."
+        "runner, or left NVML open. A CUDA context keeps memory of the device until pytest ends, "
+        "and breaks CUDA in forked children. Use CUDA on the runner: runner.run(function)."
     ) in result.outlines
 
 

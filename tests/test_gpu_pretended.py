@@ -144,6 +144,15 @@ def test_nothing_of_it_is_in_the_volumes(fal_runner, fal_data, fal_tmp):
     assert (runner.tmp.tree(), fal_tmp.tree(), fal_data.tree()) == ([], [], [])
 
 
+def test_its_directory_is_not_on_the_host(fal_emulator, fal_runner):
+    fal_runner(Painter, gpu="H100")
+    assert os.path.isdir(programs.DIRECTORY)
+    fal_emulator.stop()
+    on_the_host = os.path.exists(programs.DIRECTORY)
+    fal_emulator.start()
+    assert not on_the_host
+
+
 def test_what_is_no_gpu_is_refused_before_anything_boots(fal_runner, fal_emulator):
     with pytest.raises(EmulatorError, match="gpu='V100' is no machine type with a GPU"):
         fal_runner(Painter, gpu="V100")

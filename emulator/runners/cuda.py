@@ -98,14 +98,20 @@ class CudaRunners:
         """
         self._settle()
         free = self._free()
-        taken = [device.uuid for placed in self._placed for device in placed.devices]
-        devices = assign(self._devices, taken, self._needs.count, free)
+        devices = self._devices_for(isolation, free)
         env = {"CUDA_VISIBLE_DEVICES": visible_devices(devices), **(options.pop("env", None) or {})}
         self.in_this_process |= isolation != "process"
         runner = self._boot(app, isolation=isolation, env=env, **options)
         before = {device.uuid: free.get(device.uuid, 0) for device in devices}
         self._placed.append(_Placed(runner, devices, before, isolation == "process"))
         return runner
+
+    def _devices_for(self, isolation: str, free: dict[str, int]) -> tuple[Device, ...]:
+        for placed in self._placed:
+            if isolation != "process" and not placed.own_process:
+                return placed.devices  # one process has one CUDA_VISIBLE_DEVICES
+        taken = [device.uuid for placed in self._placed for device in placed.devices]
+        return assign(self._devices, taken, self._needs.count, free)
 
     def close(self) -> None:
         """Stop the runners, the newest first, and wait for their memory; raises the first error."""
