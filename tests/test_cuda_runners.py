@@ -102,7 +102,8 @@ class Bench:
         self.while_waiting = lambda: None
         machine.gpus(L4, H100)
         devices = fitting(machine.probe(), needs)
-        self.runners = CudaRunners(self.boot, devices, needs, machine.system(), self.wait)
+        self.arguments = devices, needs, machine.system(), self.wait
+        self.runners = CudaRunners(self.boot, *self.arguments)
 
     def boot(self, app, **options):
         self.booted.append(options)
@@ -222,6 +223,19 @@ def test_memory_that_does_not_come_back_is_told(bench):
         "10 s: something that it started is still running (nvidia-smi lists it), or another "
         "process uses the device"
     ]
+
+
+def test_memory_of_a_runner_whose_setup_failed_is_waited_for(bench):
+    def fail(app, **options):
+        bench.free(0, 2)
+        raise RuntimeError("CUDA out of memory")
+
+    bench.runners = CudaRunners(fail, *bench.arguments)
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        bench.runners.boot(object)
+    bench.runners.close()
+    (problem,) = bench.runners.problems
+    assert problem.startswith("CUDA: a runner whose setup failed has ended, and 20.2 GB of the ")
 
 
 def test_a_little_may_stay_taken(bench):

@@ -152,6 +152,10 @@ def test_a_machine_with_gpus_has_the_variables_of_nvidias_container_runtime():
     }
 
 
+def test_pretended_gpus_know_their_variables():
+    assert pretend("H100", Plain).environment == environment_of(MACHINE_TYPES["GPU-H100"], 1)
+
+
 @pytest.mark.parametrize("name", WITHOUT_GPU)
 def test_a_machine_without_a_gpu_has_no_variables_of_one(name):
     assert environment_of(MACHINE_TYPES[name], 0) == {}

@@ -53,10 +53,19 @@ def assign(
 class _Placed:
     """A runner, its devices, and how much of their memory was free before it booted."""
 
-    runner: Runner
+    #: None: its setup failed.
+    runner: Runner | None
     devices: tuple[Device, ...]
     free: dict[str, int]
     own_process: bool
+
+    @property
+    def ended(self) -> bool:
+        return self.runner is None or self.runner.state == "TERMINATED"
+
+    @property
+    def name(self) -> str:
+        return "a runner whose setup failed" if self.runner is None else self.runner.name
 
 
 class CudaRunners:
@@ -101,9 +110,12 @@ class CudaRunners:
         devices = self._devices_for(isolation, free)
         env = {"CUDA_VISIBLE_DEVICES": visible_devices(devices), **(options.pop("env", None) or {})}
         self.in_this_process |= isolation != "process"
-        runner = self._boot(app, isolation=isolation, env=env, **options)
         before = {device.uuid: free.get(device.uuid, 0) for device in devices}
-        self._placed.append(_Placed(runner, devices, before, isolation == "process"))
+        runner = None
+        try:
+            runner = self._boot(app, isolation=isolation, env=env, **options)
+        finally:
+            self._placed.append(_Placed(runner, devices, before, isolation == "process"))
         return runner
 
     def _devices_for(self, isolation: str, free: dict[str, int]) -> tuple[Device, ...]:
@@ -118,7 +130,8 @@ class CudaRunners:
         errors = []
         for placed in reversed(self._placed):
             try:
-                placed.runner.stop()
+                if placed.runner is not None:
+                    placed.runner.stop()
             except Exception as error:
                 errors.append(error)
         self._settle()
@@ -127,7 +140,7 @@ class CudaRunners:
 
     def _settle(self) -> None:
         """Wait for the memory of those that have ended, and forget them."""
-        ended = [placed for placed in self._placed if placed.runner.state == "TERMINATED"]
+        ended = [placed for placed in self._placed if placed.ended]
         self._placed = [placed for placed in self._placed if placed not in ended]
         in_use = {device.uuid for placed in self._placed for device in placed.devices}
         # What several had is given back when the first of them found it; torch in a thread of this
@@ -138,7 +151,7 @@ class CudaRunners:
             for uuid, free in placed.free.items() if placed.own_process else ():
                 if uuid not in in_use and uuid not in wanted:
                     wanted[uuid] = free
-                names[uuid] = placed.runner.name
+                names[uuid] = placed.name
         missing = self._await(wanted)
         self.problems += [
             f"CUDA: {names[uuid]} has ended, and {lacking / 1e9:.1f} GB of the memory of {uuid} "

@@ -91,6 +91,11 @@ class Pretended:
     gpu: GPU
     count: int
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that a runner in a process of its own has because of them."""
+        return environment_of(self.machine, self.count)
+
     def programs(self, runner: str) -> dict[str, str]:
         """The programs that such a runner has, by name; the GPUs are the *runner*'s own."""
         from emulator.runners.nvidia_smi import script
