@@ -138,7 +138,7 @@ class Emulator:
         app: type,
         *,
         isolation: str = "thread",
-        gpu: str | None = None,
+        gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
         load: str = "pickle",
     ) -> Runner:
@@ -149,7 +149,8 @@ class Emulator:
             isolation: ``"thread"``: a thread of this process with mounts of its own, in
                 milliseconds. ``"process"``: a process, for crashes, signals, CUDA, and several apps
                 with an environment each.
-            gpu: a pretended GPU type; not there yet.
+            gpu: a machine type, such as ``"H100"``, whose GPUs the runner pretends to have; True:
+                the app's own. It gets their ``nvidia-smi`` [§4.9].
             env: environment variables (secrets) of the app.
             load: how a process gets the app: ``"pickle"``, as ``fal deploy`` sends it; or
                 ``"import"``, from its module.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "cuda_machine"]
 
 
 def pytest_make_parametrize_id(val, argname):

@@ -86,6 +86,7 @@ class Snapshot:
     path: list[str]
     attributes: dict[str, object]
     frozen: int
+    torch: bool
 
     @classmethod
     def take(cls) -> Snapshot:
@@ -99,6 +100,7 @@ class Snapshot:
             path=list(sys.path),
             attributes=patched_attributes(),
             frozen=len(freezegun.api.freeze_factories),
+            torch="torch" in sys.modules,
         )
 
     def leaks_since(self, expected: tuple[str, ...] = ()) -> list[str]:
@@ -140,6 +142,8 @@ class Snapshot:
         ]
         if now.frozen != self.frozen:
             leaks.append("freezegun is still engaged")
+        if now.torch and not self.torch:
+            leaks.append("torch was imported into pytest's process")
         return leaks
 
 

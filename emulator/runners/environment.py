@@ -7,16 +7,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError
+from emulator.storage import programs
 
 if TYPE_CHECKING:
+    from emulator.runners.machine_types import Pretended
     from emulator.settings import Settings
 
 __all__ = ["SharedEnvironment", "variables"]
 
 
-def variables(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
-    """What the platform sets, and over it what the test gives (secrets)."""
+def variables(
+    settings: Settings, given: Mapping[str, str], pretended: Pretended | None = None
+) -> dict[str, str]:
+    """What the platform sets, and over it what the test gives (secrets).
+
+    Args:
+        settings: the account's.
+        given: by the test.
+        pretended: the GPU of a runner that has an environment of its own.
+    """
     return {
+        **(pretended.environment if pretended else {}),
         "IS_ISOLATE_AGENT": "1",
         "FAL_APP_NAME": settings.app_name,
         "FAL_APP_ID": f"emulated-{settings.app_name}",
@@ -26,7 +37,12 @@ def variables(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
         "FAL_REGION": settings.region,
         "HF_HOME": "/data/.cache/huggingface",
         **given,
+        **({"PATH": _path(given)} if pretended else {}),
     }
+
+
+def _path(given: Mapping[str, str]) -> str:
+    return programs.put_first(given.get("PATH", os.environ.get("PATH")))
 
 
 class SharedEnvironment:
@@ -36,12 +52,15 @@ class SharedEnvironment:
         self._before: dict[str, str | None] = {}
         self._given: dict[str, str] = {}
 
-    def enter(self, settings: Settings, given: Mapping[str, str], alone: bool) -> None:
+    def enter(
+        self, settings: Settings, given: Mapping[str, str], has_programs: bool, alone: bool
+    ) -> None:
         """Set what a runner in a thread finds.
 
         Args:
             settings: the account's.
             given: by the test.
+            has_programs: whether the runner has programs of its own.
             alone: whether no other runner in a thread is alive.
 
         Raises:
@@ -58,6 +77,8 @@ class SharedEnvironment:
                 )
         self._given.update(given)
         names = variables(settings, given)
+        if has_programs or programs.is_first(os.environ.get("PATH")):  # another's, that is alive
+            names["PATH"] = _path(given)
         for name in ("FAL_RUNNER_STATE", *names):
             self._before.setdefault(name, os.environ.get(name))
         os.environ.update(names)

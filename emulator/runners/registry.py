@@ -12,6 +12,7 @@ from emulator.errors import EmulatorError
 from emulator.runners.current_app import CurrentApp
 from emulator.runners.elsewhere import Elsewhere
 from emulator.runners.environment import SharedEnvironment, variables
+from emulator.runners.machine_types import pretend
 from emulator.runners.output import OutputSplitter
 from emulator.runners.runner import Runner, Surroundings
 from emulator.runners.thread import ThreadRunner
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from emulator.ledger import Ledger
     from emulator.network.resolver import Resolver
     from emulator.network.wire import Wire
+    from emulator.runners.machine_types import Pretended
     from emulator.settings import Settings
     from emulator.storage.disk import Disk
 
@@ -125,20 +127,27 @@ class Runners:
     # --- booting ---------------------------------------------------------------------------------
 
     def boot(
-        self, app: type, isolation: str, gpu: str | None, env: dict[str, str], load: str
+        self,
+        app: type,
+        isolation: str,
+        gpu: str | bool | None,
+        env: dict[str, str],
+        load: str,
     ) -> Runner:
         """Boot an app on a new runner; see ``Emulator.runner``."""
         module = load_app_module()
-        _check(module, app, isolation, gpu)
+        _check(module, app, isolation)
+        pretended = pretend(gpu, app)
         with self._booting:
             self._count += 1
             name = f"runner-{self._count}"
-            around = self._surroundings(name, env)
+            around = self._surroundings(name, env, pretended)
             runner: Runner
             if isolation == "process":
                 runner = self._elsewhere.runner(name, app, around, load)
             else:
-                self._environment.enter(self._settings(), env, alone=not self._alive)
+                own = pretended is not None
+                self._environment.enter(self._settings(), env, own, alone=not self._alive)
                 runner = ThreadRunner(name, app, around)
             self.all.append(runner)
         with quick_package_list():
@@ -163,9 +172,11 @@ class Runners:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _surroundings(self, name: str, env: Mapping[str, str]) -> Surroundings:
+    def _surroundings(
+        self, name: str, env: Mapping[str, str], pretended: Pretended | None
+    ) -> Surroundings:
         settings = self._settings()
-        disk = self._disk.new_runner(name)
+        disk = self._disk.new_runner(name, pretended.programs(name) if pretended else {})
         if settings.tmp_size is not None:
             disk.tmp.limit(settings.tmp_size)
         return Surroundings(
@@ -173,7 +184,7 @@ class Runners:
             clock=self._clock,
             settings=settings,
             gateway=self._gateway_headers(),
-            environment=variables(settings, env),
+            environment=variables(settings, env, pretended),
             changed=self._changed,
             note=lambda text: self._ledger.event("runner", text),
             intercept=self._intercept,
@@ -246,7 +257,7 @@ class Runners:
         return httpx.Response(400, json={"detail": parsed.error[1]}, request=request)
 
 
-def _check(module: Any, app: object, isolation: str, gpu: str | None) -> None:
+def _check(module: Any, app: object, isolation: str) -> None:
     if not (isinstance(app, type) and issubclass(app, module.App)):
         raise EmulatorError(
             f"fal_runner() boots a subclass of fal.App, and {app!r} is none. "
@@ -256,9 +267,4 @@ def _check(module: Any, app: object, isolation: str, gpu: str | None) -> None:
         raise EmulatorError(
             f"isolation={isolation!r} is not known. Write fal_runner({app.__name__}): the app then "
             f'runs in a thread with mounts of its own; or isolation="process" for a process.'
-        )
-    if gpu is not None:
-        raise EmulatorError(
-            f"gpu={gpu!r}: pretended GPUs are not there yet. Leave gpu out, or use "
-            f"fal_cuda_runner on a machine that has one."
         )

@@ -515,7 +515,7 @@ class RunnerFactory(Protocol):
         app: type,
         *,
         isolation: str = "thread",
-        gpu: str | None = None,
+        gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
         load: str = "pickle",
     ) -> Runner:

@@ -15,10 +15,10 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from emulator.errors import EmulatorError, NamespaceRefusedError
-from emulator.storage import mounts
+from emulator.storage import mounts, programs
 from emulator.storage.spare import Spare
 from emulator.storage.sweeper import Sweeper, remove_tree
 from emulator.storage.visible import (
@@ -128,12 +128,12 @@ class Disk:
         self.tmp.hide(set())
         return test
 
-    def new_runner(self, name: str) -> RunnerDisk:
-        """The ``/tmp`` of a new runner, not mounted yet."""
+    def new_runner(self, name: str, own_programs: Mapping[str, str] | None = None) -> RunnerDisk:
+        """The ``/tmp`` of a new runner, not mounted yet; and the scripts that it alone has."""
         assert self._test is not None
         backing = os.path.join(self._test, _file_name(name), "tmp")
         os.mkdir(os.path.dirname(backing))
-        return RunnerDisk(self, self._volume(TMP, backing, made=False))
+        return RunnerDisk(self, self._volume(TMP, backing, made=False), own_programs or {})
 
     @property
     def directory(self) -> str | None:
@@ -176,7 +176,7 @@ class Disk:
     def _build(self) -> None:
         scratch = os.path.join(self.root, "root")
         os.makedirs(scratch, exist_ok=True)
-        mounts.build_root_with(DATA.strip("/"), scratch)
+        mounts.build_root_with(DATA.strip("/"), scratch, also=programs.DIRECTORY.strip("/"))
         os.rmdir(scratch)
         mounts.bind(self.volumes, self.volumes)
         mounts.set_propagation(self.volumes, "shared")
@@ -311,16 +311,18 @@ class Disk:
 
 
 class RunnerDisk:
-    """The mounts of one runner: ``/data`` as everybody's, ``/tmp`` its own."""
+    """The mounts of one runner: ``/data`` as everybody's, ``/tmp`` and some programs its own."""
 
-    def __init__(self, disk: Disk, tmp: Volume) -> None:
+    def __init__(self, disk: Disk, tmp: Volume, own_programs: Mapping[str, str]) -> None:
         self._disk = disk
         self.tmp = tmp
+        self._programs = own_programs
 
     def enter(self) -> int:
         """Move the calling thread, and all it starts, onto the runner. Its namespace's number."""
         mounts.copy_namespace()
         self._disk.mount_over_tmp(self.tmp)
+        programs.install(self._programs)
         number = mounts.current_namespace()
         self._disk.joined(number)
         return number

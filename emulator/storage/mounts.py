@@ -349,23 +349,26 @@ def refusal() -> str | None:
     return answers[0]
 
 
-def build_root_with(name: str, scratch: str) -> None:
+def build_root_with(name: str, scratch: str, also: str = "") -> None:
     """Give this namespace a root that has an empty ``/name`` of its own, whatever the host has.
 
     A tmpfs becomes the root; every other top-level entry of the old root is bound into it at its
-    place. *scratch* is an existing directory to build it on. The working directory is "/" then.
+    place. *scratch* is an existing directory to build it on; *also* is the path of another empty
+    directory to make. The working directory is "/" then.
 
     Raises:
         NamespaceRefusedError: the kernel does not allow it.
     """
+    own = {name, also.split("/")[0]}
     try:
         _mount("pytest-fal", scratch, "tmpfs", 0, "mode=755,size=64m")
         # Without this, binding /tmp recursively would bind the half-built root into itself.
         _mount(None, scratch, None, MS_UNBINDABLE)
         for entry in os.listdir("/"):
-            if entry != name:
+            if entry not in own:
                 _bind_top_level(entry, scratch)
         os.mkdir(f"{scratch}/{name}")
+        os.makedirs(f"{scratch}/{also}", exist_ok=True)
         os.chdir(scratch)
         _change_root()
     except OSError as error:
