@@ -36,8 +36,8 @@ def lives_on(config: pytest.Config) -> set[str]:
     """What has been started so far and lives until the session ends."""
     if _emulator not in config.stash:
         return set()
-    started = config.stash[_emulator].fork_server is not None
-    return {"emulator", "fork server"} if started else {"emulator"}
+    pid = config.stash[_emulator].fork_server
+    return {"emulator"} if pid is None else {"emulator", f"fork server {pid}"}
 
 
 def _test_paths(config: pytest.Config) -> list[str]:

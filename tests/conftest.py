@@ -30,7 +30,8 @@ def nothing_left_behind(request):
     # The session's own wire, certificate and mounts come with its first test; the server that forks
     # runners, and the clock's memory, with the first runner in a process.
     new = session.lives_on(request.config) - had
-    expected = {"emulator": ("descriptor", "mounted"), "fork server": ("descriptor", "process")}
-    leaks = before.leaks_since(expected=tuple(kind for one in new for kind in expected[one]))
+    expected = {"emulator": ("descriptor", "mounted"), "fork": ("descriptor", "process")}
+    kinds = tuple(kind for one in new for kind in expected[one.split()[0]])
+    leaks = before.leaks_since(expected=kinds)
     if leaks:
         pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
