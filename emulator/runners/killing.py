@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Killer", "settle"]
 
-_SETTLE_SECONDS = 1.0
-_LOOK = 0.001
+_LOOKS, _LOOK = 1000, 0.001
 
 
 class Killer:
@@ -91,10 +90,11 @@ class Killer:
 
 def settle(pid: int) -> None:
     """Wait until all threads of a process wait for something, a second at most."""
-    deadline = time.monotonic() + _SETTLE_SECONDS
     quiet = 0
-    while quiet < 2 and time.monotonic() < deadline:
+    for _ in range(_LOOKS):
         quiet = quiet + 1 if all(state in "SD" for state in _states(pid)) else 0
+        if quiet == 2:
+            break
         time.sleep(_LOOK)
 
 

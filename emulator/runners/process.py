@@ -221,7 +221,8 @@ class ProcessRunner(Runner):
             with suppress(Exception):
                 self._ended.exception()
 
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
+        """Whether the calling thread must not wait for this runner."""
         return False
 
     def _dispose(self) -> None:
@@ -292,7 +293,8 @@ class ProcessRunner(Runner):
 
     # --- requests --------------------------------------------------------------------------------
 
-    def _deliver(self, request: httpx.Request) -> httpx.Response:
+    def deliver(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer."""
         if self._http is None:
             self._http = httpx.HTTPTransport(limits=httpx.Limits(max_connections=None))
         url = request.url.copy_with(scheme="http", host="127.0.0.1", port=self.port)

@@ -10,10 +10,8 @@ import abc
 import concurrent.futures
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import httpx
@@ -21,10 +19,10 @@ import httpx
 from emulator.errors import EmulatorError
 from emulator.runners import limits
 from emulator.runners.output import without_noise
+from emulator.runners.supervision import Supervision
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
-    from emulator.schedule import Appointment
     from emulator.settings import Settings
     from emulator.storage.disk import RunnerDisk
     from emulator.storage.volume import Volume
@@ -81,16 +79,6 @@ class Surroundings:
     intercept: Callable[[Any, httpx.Request], httpx.Response | None]
 
 
-@dataclass(eq=False)
-class _Call:
-    """A request in flight."""
-
-    request: httpx.Request
-    timed_out: bool = False
-    #: Set as soon as there is an answer, or none will come.
-    over: threading.Event = field(default_factory=threading.Event)
-
-
 class Runner(abc.ABC):
     """One runner with one app.
 
@@ -109,7 +97,6 @@ class Runner(abc.ABC):
         #: How it ended, where it did not end in order: ``"killed: it answered 503"``,
         #: ``"crashed: its process ended by SIGSEGV"``.
         self.end: str | None = None
-        self._calls: list[_Call] = []
         self._lock = threading.RLock()
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -118,7 +105,7 @@ class Runner(abc.ABC):
         self._client: httpx.Client | None = None
         self._finisher: int | None = None
         self._is_over = threading.Event()
-        self._checks: Appointment | None = None
+        self._supervision = Supervision(self, around.clock, around.settings, around.note)
 
     def __repr__(self) -> str:
         return f"<Runner {self.name} {self.app_class.__name__} {self.state}>"
@@ -130,12 +117,12 @@ class Runner(abc.ABC):
         """Where it is in its life [§4.1]."""
         if self.end is not None:
             return "TERMINATED"
-        return "RUNNING" if self._life == "IDLE" and self._calls else self._life
+        return "RUNNING" if self._life == "IDLE" and self.in_flight else self._life
 
     @property
     def in_flight(self) -> int:
         """How many requests it is at work on."""
-        return len(self._calls)
+        return self._supervision.in_flight
 
     @property
     def url(self) -> str:
@@ -164,7 +151,7 @@ class Runner(abc.ABC):
         Raises:
             RunnerError: the runner takes no more, or ended before the function did.
         """
-        self._check_takes_requests()
+        self.check_takes_requests()
         with self._lock:
             self.runs += 1
         try:
@@ -202,7 +189,7 @@ class Runner(abc.ABC):
             raise
         finally:
             alarm.cancel()
-        self._watch_health()
+        self._supervision.begin()
 
     def stop(self) -> None:
         """Shut down as on SIGTERM: ``handle_exit``, requests in flight, ``teardown``.
@@ -263,7 +250,7 @@ class Runner(abc.ABC):
         """Give everything back, after its end."""
 
     @abc.abstractmethod
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
         """Whether the calling thread is the one that must not wait for this runner."""
 
     def _finish(self) -> None:
@@ -276,12 +263,9 @@ class Runner(abc.ABC):
             self._await_end()
             return
         self._life = "TERMINATED"
-        for call in list(self._calls):
-            call.over.set()
         if self._client is not None:
             self._client.close()
-        if self._checks is not None:
-            self._checks.cancel()
+        self._supervision.end()
         self._dispose()
         self._around.changed(self, "TERMINATED")
         self._around.disk.discard()
@@ -289,7 +273,7 @@ class Runner(abc.ABC):
 
     def _await_end(self) -> None:
         """Somebody else is ending it."""
-        if self._finisher != threading.get_ident() and not self._is_here():
+        if self._finisher != threading.get_ident() and not self.is_here():
             limit = limits.grace(self.app_class, self._around.settings).total_seconds()
             self._is_over.wait(limit + _FINISH_SECONDS)
 
@@ -344,7 +328,7 @@ class Runner(abc.ABC):
         Raises:
             RunnerError: it takes no requests, or ended before it answered.
         """
-        self._check_takes_requests()
+        self.check_takes_requests()
         self._refuse_from_inside(
             "wait for the event loop that this call runs on. Use a sync endpoint or "
             "asyncio.to_thread to call a runner from itself."
@@ -353,67 +337,7 @@ class Runner(abc.ABC):
         refusal = self._around.intercept(self, request)
         if refusal is not None:
             return refusal
-        with self._in_time(request) as call:
-            response = self._deliver(call.request)
-        self._judge(response)
-        return response
-
-    @abc.abstractmethod
-    def _deliver(self, request: httpx.Request) -> httpx.Response:
-        """Have the app answer, with its body read. RunnerError if the runner ends before."""
-
-    @contextmanager
-    def _in_time(self, request: httpx.Request) -> Iterator[_Call]:
-        """A request in flight; the runner is killed when it takes too long."""
-        limit = limits.request_timeout(self.app_class, self._around.settings)
-        call = _Call(request)
-        reason = f"a request took longer than request_timeout ({limit.total_seconds():g} s)"
-
-        def time_out() -> None:
-            if not call.over.is_set():
-                call.timed_out = True
-                self.kill(reason)
-
-        alarm = self._around.clock.on(limit, time_out)
-        timer = self._real_timer(limit, time_out)
-        with self._lock:
-            self._calls.append(call)
-        try:
-            yield call
-        except RunnerError:
-            if self.end is not None:
-                self._finish()
-            raise
-        finally:
-            call.over.set()
-            alarm.cancel()
-            if timer is not None:
-                timer.cancel()
-            with self._lock:
-                self._calls.remove(call)
-
-    def _real_timer(self, limit: timedelta, time_out: Callable[[], None]) -> threading.Timer | None:
-        """On a clock that runs nobody is there to keep an appointment while a request takes long.
-
-        Only for limits that a test can sit out.
-        """
-        if self._around.clock.frozen or limit > limits.WORTH_A_TIMER:
-            return None
-        timer = threading.Timer(limit.total_seconds(), time_out)
-        timer.name, timer.daemon = f"fal-{self.name}-request-timeout", True
-        timer.start()
-        return timer
-
-    def _judge(self, response: httpx.Response) -> None:
-        """What the platform does with a runner after such an answer [§4.5, §4.6]."""
-        kept = self._around.settings.runner_after_503 == "kept"
-        if response.status_code == 503 and not kept:
-            self.kill("it answered 503")
-        elif "x-fal-runner-health-check" in response.headers:
-            self.check_health(failures=1)
-        elif "x-fal-stop-runner" in response.headers and not self._calls:
-            self._around.note(f"{self.name} asked to be stopped")
-            self.stop()
+        return self._supervision.serve(request)
 
     def check_health(self, failures: int | None = None) -> bool:
         """Do the platform's health check; the runner is killed if it fails [§4.5].
@@ -428,44 +352,14 @@ class Runner(abc.ABC):
         Returns:
             Whether it is healthy.
         """
-        from emulator.runners.health import Check
+        return self._supervision.check_health(failures)
 
-        check = Check.of(self.app_class)
-        allowed = failures or check.failure_threshold
-        problem = ""
-        for _ in range(allowed):
-            problem = check.problem(self._deliver_check)
-            if not problem:
-                return True
-        times = "" if allowed == 1 else f" {allowed} times in a row"
-        self.kill(f"its health check failed{times}: {problem}")
-        return False
+    @abc.abstractmethod
+    def deliver(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer, with its body read. RunnerError if the runner ends before."""
 
-    def _watch_health(self) -> None:
-        """Do regular health checks, on the clock, for an app that declares one."""
-        from emulator.runners.health import Check
-
-        check = Check.of(self.app_class)
-        if not check.regular:
-            return
-        failed: list[str] = []
-
-        def check_once() -> None:
-            if self._life in _ENDING or self._is_here():
-                return
-            problem = check.problem(self._deliver_check)
-            failed[:] = [*failed, problem] if problem else []
-            if len(failed) >= check.failure_threshold:
-                times = f"{len(failed)} times in a row"
-                self.kill(f"its health check failed {times}: {problem}")
-
-        self._checks = self._around.clock.on(check.start_period, check_once, every=check.interval)
-
-    def _deliver_check(self, method: str, path: str) -> httpx.Response:
-        self._check_takes_requests()
-        return self._deliver(httpx.Request(method, f"{self.url}{path}"))
-
-    def _check_takes_requests(self) -> None:
+    def check_takes_requests(self) -> None:
+        """RunnerError where it is not up, or not any more."""
         if self.state in _ENDING:
             why = f" ({self.end})" if self.end else ""
             raise RunnerError(
@@ -474,7 +368,7 @@ class Runner(abc.ABC):
             )
 
     def _refuse_from_inside(self, what: str) -> None:
-        if self._is_here():
+        if self.is_here():
             raise RunnerError(f"a runner cannot {what}")
 
     def _lost(self, what: str) -> RunnerError:

@@ -85,12 +85,13 @@ class ThreadRunner(Runner):
     def _dispose(self) -> None:
         self._thread.join(timeout=1.0)
 
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
+        """Whether the calling thread must not wait for this runner."""
         return threading.current_thread() is self._thread
 
     def _is_on_it(self) -> bool:
         """Whether the calling thread is one of the app's."""
-        return self._is_here() or (
+        return self.is_here() or (
             self.namespace is not None and mounts.current_namespace() == self.namespace
         )
 
@@ -103,7 +104,8 @@ class ThreadRunner(Runner):
         await response.aread()
         return response
 
-    def _deliver(self, request: httpx.Request) -> httpx.Response:
+    def deliver(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer."""
         self._around.changed(self, "request")
         return self._submit(self.serve(request), f"{request.method} {request.url.path}")
 
