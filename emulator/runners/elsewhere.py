@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from emulator.network.wire import Peer
+from emulator.network.peer import Peer
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -56,6 +56,7 @@ class Elsewhere:
 
         services = self._prepare()
         services.mirror.reset()
+        services.forkserver.start()  # while the app is pickled here
         return ProcessRunner(name, app, around, services, load)
 
     def number_of(self, runner: Runner) -> int:
