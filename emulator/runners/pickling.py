@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,12 +20,6 @@ import cloudpickle
 from emulator.errors import EmulatorError
 
 __all__ = ["Sender", "by_value", "dumps"]
-
-_NEEDED = (
-    "_DYNAMIC_CLASS_TRACKER_BY_CLASS",
-    "_DYNAMIC_CLASS_TRACKER_BY_ID",
-    "_PICKLE_BY_VALUE_MODULES",
-)
 
 
 class Sender:
@@ -98,12 +93,22 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if number is not None and self._has(number):
                 return _class_of, (number,)
             self._seen.append(thing)
+        elif isinstance(thing, types.CodeType):
+            return _code_of, (thing.co_filename, *_private("_code_reduce")(thing)[:2])
         return super().reducer_override(thing)
 
     def sent(self) -> set[str]:
         """The numbers of the classes that went by value."""
         numbers = _private("_DYNAMIC_CLASS_TRACKER_BY_CLASS")
         return {numbers[thing] for thing in self._seen if thing in numbers}
+
+
+def _code_of(file: str, make: Callable[..., types.CodeType], arguments: Any) -> types.CodeType:
+    """Code with the file that it is from, which cloudpickle leaves out since 3.1.
+
+    Tracebacks show its lines by it, and coverage counts them.
+    """
+    return make(*arguments).replace(co_filename=file)
 
 
 def _class_of(number: str) -> type:
