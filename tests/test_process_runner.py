@@ -683,3 +683,8 @@ def test_a_traceback_shows_the_lines_of_a_pickled_app(boot):
     runner = boot(Failing)
     runner.post("/")
     assert 'raise KeyError(\\"lost\\")  # this line' in runner.output
+
+
+def test_a_process_knows_nothing_of_an_app_that_runs_in_the_tests_own(boot, fal_emulator):
+    fal_emulator.runner(Crashing)
+    assert boot().post("/").status_code == 200

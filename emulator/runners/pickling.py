@@ -28,10 +28,10 @@ class Sender:
     def __init__(self) -> None:
         self._has: set[str] = set()
 
-    def dumps(self, thing: Any) -> bytes:
-        """Pickle something for the other side."""
+    def dumps(self, thing: Any, without: Any = None) -> bytes:
+        """Pickle something for the other side; where it refers to *without* there will be None."""
         file = io.BytesIO()
-        pickler = _Pickler(file, self._has.__contains__)
+        pickler = _Pickler(file, self._has.__contains__, without)
         pickler.dump(thing)
         self._has |= pickler.sent()
         return file.getvalue()
@@ -82,12 +82,15 @@ def _by_name(*names: str) -> Iterator[None]:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Names the classes that the other side has."""
 
-    def __init__(self, file: io.BytesIO, has: Callable[[str], bool]) -> None:
+    def __init__(self, file: io.BytesIO, has: Callable[[str], bool], without: Any = None) -> None:
         super().__init__(file)
         self._has = has
+        self._without = without
         self._seen: list[type] = []
 
     def reducer_override(self, thing: Any) -> Any:
+        if self._without is not None and thing is self._without:
+            return type(None), ()
         if isinstance(thing, type):
             number = _private("_DYNAMIC_CLASS_TRACKER_BY_CLASS").get(thing)
             if number is not None and self._has(number):
