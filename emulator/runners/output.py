@@ -24,7 +24,7 @@ _SERVER = re.compile(
     r"complete|Uvicorn running on|Shutting down|Finished server process)"
 )
 #: How often, and how many seconds apart, is looked whether a pipe was read.
-_LOOKS, _LOOK = 2000, 0.0005
+_LOOKS, _FEW_LOOKS, _LOOK = 2000, 20, 0.0005
 #: The SDK prints an unhandled exception as one line of JSON, its frames in reverse.
 _TRACEBACK = '{"traceback": '
 _INSTALLED = ("/site-packages/", "/dist-packages/", "/lib/python3")
@@ -91,7 +91,8 @@ class _Split:
 class Transcript:
     """What a runner's process prints, read from its end of a pipe.
 
-    All of it is kept; what a person wants to see goes on to this process's stdout, line by line.
+    All of it is kept. What a person wants to see goes on to this process's stdout, when and where
+    :meth:`show` is called: a line that came between two phases of a test would be shown in neither.
     """
 
     def __init__(self) -> None:
@@ -101,15 +102,26 @@ class Transcript:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pieces: list[str] = []
         self._line = ""
+        self._unshown: list[str] = []
 
     @property
     def text(self) -> str:
         """All that was printed so far, what is still in the pipe included."""
-        for _ in range(_LOOKS):
+        self._wait_for_the_pipe(_LOOKS)
+        return "".join(self._pieces)
+
+    def show(self) -> None:
+        """Print what was not shown yet."""
+        self._wait_for_the_pipe(_FEW_LOOKS)
+        with self._lock:
+            lines, self._unshown = self._unshown, []
+        sys.stdout.write("".join(lines))
+
+    def _wait_for_the_pipe(self, looks: int) -> None:
+        for _ in range(looks):
             if not self._waits():
                 break
             _pause(_LOOK)
-        return "".join(self._pieces)
 
     def follow(self, descriptor: int) -> None:
         """Read from this pipe; it is closed at its end."""
@@ -142,7 +154,7 @@ class Transcript:
 
     def _show(self, line: str) -> None:
         if line and not _is_noise(line):
-            sys.stdout.write(readable(line) if line.startswith(_TRACEBACK) else line)
+            self._unshown.append(readable(line) if line.startswith(_TRACEBACK) else line)
 
 
 def _pause(seconds: float) -> None:

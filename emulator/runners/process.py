@@ -238,6 +238,9 @@ class ProcessRunner(Runner):
         if self._view is not None:
             self._view.close()
 
+    def _show(self) -> None:
+        self._transcript.show()
+
     # --- told by the process ---------------------------------------------------------------------
 
     def _read(self) -> None:

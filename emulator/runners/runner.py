@@ -157,6 +157,7 @@ class Runner(abc.ABC):
         try:
             return self._call(function, args, kwargs)
         finally:
+            self._show()
             with self._lock:
                 self.runs -= 1
 
@@ -189,6 +190,7 @@ class Runner(abc.ABC):
             raise
         finally:
             alarm.cancel()
+            self._show()
         self._supervision.begin()
 
     def stop(self) -> None:
@@ -250,6 +252,10 @@ class Runner(abc.ABC):
         """Give everything back, after its end."""
 
     @abc.abstractmethod
+    def _show(self) -> None:
+        """Print what the app printed meanwhile, where it did not do that here itself."""
+
+    @abc.abstractmethod
     def is_here(self) -> bool:
         """Whether the calling thread is the one that must not wait for this runner."""
 
@@ -267,6 +273,7 @@ class Runner(abc.ABC):
             self._client.close()
         self._supervision.end()
         self._dispose()
+        self._show()
         self._around.changed(self, "TERMINATED")
         self._around.disk.discard()
         self._is_over.set()
@@ -337,7 +344,10 @@ class Runner(abc.ABC):
         refusal = self._around.intercept(self, request)
         if refusal is not None:
             return refusal
-        return self._supervision.serve(request)
+        try:
+            return self._supervision.serve(request)
+        finally:
+            self._show()
 
     def check_health(self, failures: int | None = None) -> bool:
         """Do the platform's health check; the runner is killed if it fails [§4.5].
