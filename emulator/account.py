@@ -37,6 +37,7 @@ from emulator.network.routes import Routes
 from emulator.network.trust import Authority
 from emulator.network.urllib_entrance import UrllibEntrance
 from emulator.network.wire import Abort, Peer, Stall, Wire
+from emulator.runners.gateway import Gateway
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
 from emulator.settings import Settings
@@ -92,6 +93,9 @@ class Emulator:
         self._router = Router(self.ledger, self._routes, self.faults)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
+        self._gateway = Gateway(
+            self.clock, self.ledger, self._identities, lambda: self.settings, lambda: self._runners
+        )
 
     def __repr__(self) -> str:
         return f"<Emulator: {'running' if self.active else 'stopped'}>"
@@ -160,6 +164,12 @@ class Emulator:
         return self._runners.all
 
     @property
+    def gateway(self) -> Gateway:
+        """Deployments, and the ways to call them."""
+        self._check_active("gateway")
+        return self._gateway
+
+    @property
     def directory(self) -> str | None:
         """Where the volumes of the test under way really are."""
         return self._disk.directory
@@ -209,7 +219,9 @@ class Emulator:
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self.clock.reset)
             undo.callback(self._sdk.drain)
+            undo.callback(self._gateway.end)
             undo.callback(self._runners.stop_all)
+            undo.callback(self._gateway.close)
             # First of all: what a gate holds would keep runners and connections from ending.
             undo.callback(self.faults.end)
             self._undo = undo.pop_all()
@@ -274,6 +286,7 @@ class Emulator:
         self._store = ObjectStore(self._spill, now=self.clock.now)
         self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
         self._runners = Runners(self._disk, self.ledger, self._identities, lambda: self.settings)
+        self._runners.ended = self._gateway.runner_ended
         self._connect_network()
         self._prepared = True
 
@@ -311,6 +324,7 @@ class Emulator:
         self._identities.reset()
         self._resolver.reset()
         self._runners.reset()
+        self._gateway.reset()
         self._wire.errors.clear()
 
     def _limit_volumes(self) -> None:

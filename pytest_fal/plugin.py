@@ -18,6 +18,7 @@ from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the p
     fal_data,
     fal_emulator,
     fal_faults,
+    fal_gateway,
     fal_http,
     fal_ledger,
     fal_origin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,11 @@ class Runners:
         self._alive: dict[int, ThreadRunner] = {}
         self._names: dict[int, str] = {}
         self._count = 0
+        self._lock = threading.Lock()
+        #: Boots under way: the environment stays as it is meanwhile.
+        self._booting = 0
+        #: Called with the name of a runner that has ended.
+        self.ended: Callable[[str], None] = _nobody
         self._environment: dict[str, str | None] = {}
         self._given: dict[str, str] = {}
         self._output = OutputSplitter(self._sink)
@@ -87,16 +93,51 @@ class Runners:
 
     def boot(self, app: type, isolation: str, gpu: str | None, env: dict[str, str]) -> Runner:
         """Boot an app on a new runner; see ``Emulator.runner``."""
-        module = load_app_module()
-        _check(module, app, isolation, gpu)
-        self._count += 1
-        name = f"runner-{self._count}"
-        self._set_environment(env)
+        _check(load_app_module(), app, isolation, gpu)
+        return self.boot_as(self.next_name(), app, isolation, gpu, env)
+
+    def next_name(self) -> str:
+        """A name that no runner of this test has had."""
+        with self._lock:
+            self._count += 1
+            return f"runner-{self._count}"
+
+    def named(self, name: str) -> Runner | None:
+        """A runner by name, also one that is being set up."""
+        return next((runner for runner in list(self.all) if runner.name == name), None)
+
+    def boot_as(
+        self,
+        name: str,
+        app: type,
+        isolation: str,
+        gpu: str | None,
+        env: dict[str, str],
+        grace: timedelta | None = None,
+    ) -> Runner:
+        """Boot an app on a runner of a name that :meth:`next_name` gave; also in several threads.
+
+        Args:
+            grace: the termination grace period; default: the app's, or the account's.
+        """
+        _check(load_app_module(), app, isolation, gpu)
+        with self._lock:
+            self._booting += 1
+        try:
+            with self._lock:
+                self._set_environment(env)
+            return self._boot(name, app, self._grace(app) if grace is None else grace)
+        finally:
+            with self._lock:
+                self._booting -= 1
+                self._restore_environment_after_the_last()
+
+    def _boot(self, name: str, app: type, grace: timedelta) -> Runner:
         disk = self._disk.new_runner(name)
         settings = self._settings()
         if settings.tmp_size is not None:
             disk.tmp.limit(settings.tmp_size)
-        headers, grace = self._gateway_headers(), self._grace(app)
+        headers = self._gateway_headers()
         runner = ThreadRunner(name, app, disk, headers, self._changed, grace, self._intercept)
         self.all.append(runner)
         with quick_package_list():
@@ -138,9 +179,9 @@ class Runners:
         elif state == "TERMINATED":
             # Also where the thread did not end: a blocking endpoint of a killed runner.
             self._forget(runner)
-            if not self._alive:
-                self._output.uninstall()
-                self._restore_environment()
+            with self._lock:
+                self._restore_environment_after_the_last()
+            self.ended(runner.name)
 
     def _forget(self, runner: ThreadRunner) -> None:
         self._alive.pop(runner.namespace or 0, None)
@@ -148,8 +189,9 @@ class Runners:
 
     def _publish(self) -> None:
         """The SDK has one current app a process: the only one there is, or a stand-in."""
-        apps = [runner.app for runner in self._alive.values()]
-        publish_current_app(None if not apps else apps[0] if len(apps) == 1 else self._stand_in)
+        with self._lock:
+            apps = [runner.app for runner in list(self._alive.values())]
+            publish_current_app(None if not apps else apps[0] if len(apps) == 1 else self._stand_in)
 
     def _app_here(self) -> Any:
         runner = self._alive.get(mounts.current_namespace())
@@ -193,7 +235,7 @@ class Runners:
 
     def _set_environment(self, given: dict[str, str]) -> None:
         settings = self._settings()
-        if not self._alive:
+        if not self._alive and self._booting == 1:
             self._given = {}
         for name, value in given.items():
             if self._given.get(name, value) != value:
@@ -218,13 +260,20 @@ class Runners:
             self._environment.setdefault(name, os.environ.get(name))
         os.environ.update(names)
 
-    def _restore_environment(self) -> None:
+    def _restore_environment_after_the_last(self) -> None:
+        if self._alive or self._booting:
+            return
+        self._output.uninstall()
         for name, value in self._environment.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         self._environment = {}
+
+
+def _nobody(name: str) -> None:
+    """Nobody is told."""
 
 
 def _check(module: Any, app: object, isolation: str, gpu: str | None) -> None:

@@ -125,7 +125,8 @@ class ThreadRunner(Runner):
             return
         # A killed process calls nothing more, but the SDK's lifespan ends by calling these.
         nothing: dict[str, Callable[[], None]] = {"teardown": _nothing, "handle_exit": _nothing}
-        self.app.__dict__.update(nothing)
+        if self.app is not None:
+            self.app.__dict__.update(nothing)
         self._loop.call_soon_threadsafe(self._cancel_everything)
         self._finish()
 
@@ -180,6 +181,7 @@ class ThreadRunner(Runner):
         try:
             self._loop.run_until_complete(main)
         except asyncio.CancelledError:
+            self._settle(self._ready, RunnerError(f"{self.name} was killed in its setup"))
             self._settle(self._ended)
         except BaseException as error:
             self._settle(self._ready if not self._ready.done() else self._ended, error)
