@@ -1,4 +1,4 @@
-"""What a status, a loss and the headers of both sides come to: the table of facts §4.6, row by row."""
+"""What a status, a loss and the headers of both sides come to: the table of facts §4.6."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When runners start and stop: the pure rules [facts §4.1, §4.4], and the options by fal's names."""
+"""When runners start and stop: the pure rules [facts §4.1, §4.4], and fal's options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(*runners, waiting=0, waited=0.0, blocked=None):
     return Load(NOW, tuple(runners), (since,) * waiting, blocked)
 
 
-# --- how many --------------------------------------------------------------------------------------
+# --- how many -----------------------------------------------------------------------------------
 
 
 def test_a_runner_for_each_request():

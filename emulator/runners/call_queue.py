@@ -30,6 +30,8 @@ class Member:
     startup_deadline: datetime
     phase: Phase = "STARTING"
     runner: Runner | None = None
+    #: Whether its boot is under way; it may be given up before that is over.
+    booting: bool = True
     #: What it does now.
     running: dict[Attempt, Call] = field(default_factory=dict)
     idle_since: datetime | None = None

@@ -72,9 +72,14 @@ class Deployment:
     @property
     def runners(self) -> list[Runner]:
         """The runners there are, the oldest first; those in setup and those that drain included."""
-        with self._dispatch.changed:
-            alive = [member for member in self._fleet.members if member.phase != "ENDED"]
-            found = [member.runner or self._find(member.name) for member in alive]
+        for _ in range(1000):
+            with self._dispatch.changed:
+                alive = [member for member in self._fleet.members if member.phase != "ENDED"]
+                found = [member.runner or self._find(member.name) for member in alive]
+            if None not in found:
+                break
+            # A runner that was decided on has not been made yet: a matter of moments.
+            self._dispatch.wait_until(lambda: False, 0.005)
         return [runner for runner in found if runner is not None]
 
     @property

@@ -221,7 +221,10 @@ class Dispatch:
             kind: ErrorType = "runner_disconnected" if lost else "runner_connection_error"
             outcome = Outcome(None, error=kind)
         except BaseException:
+            was_over = attempt.ended is not None  # it was killed; groups may wrap the error
             self._end(member, attempt, Outcome(None, error="runner_disconnected"), None)
+            if was_over:
+                return
             raise
         else:
             headers = {name.lower(): value for name, value in response.headers.items()}

@@ -136,6 +136,11 @@ class Fleet:
         return any(member.phase in ("STARTING", "STOPPING") for member in self.members)
 
     @property
+    def is_booting(self) -> bool:
+        """Whether something still boots, though it may be given up already."""
+        return any(member.booting for member in self.members)
+
+    @property
     def is_down(self) -> bool:
         """Whether there is no runner, and for some time no start, after one has failed."""
         blocked = self.blocked_until is not None and self.blocked_until > self._now()
@@ -156,6 +161,8 @@ class Fleet:
 
     def scale(self, waiting: tuple[datetime, ...]) -> tuple[Decision, list[Job]]:
         """Start and stop what is to be started and stopped now."""
+        if self.broken is not None:
+            return Decision(), []
         load = self.load(waiting)
         decision = decide(self.scaling, load)
         jobs = [self.stop(self.member(name)) for name in decision.stop]
@@ -198,6 +205,7 @@ class Fleet:
             jobs = self._booted(member, error)
         for job in jobs:
             job.do()
+        member.booting = False
         self._go_on()
 
     def _booted(self, member: Member, error: BaseException | None) -> list[Job]:
@@ -238,6 +246,8 @@ class Fleet:
                 limit = f"setup took longer than startup_timeout={seconds:g} s"
                 self.fail_start(member, "startup_timeout", limit)
                 self.killed.add(member.name)
+                if self._platform.here() == member.name:
+                    continue  # it sleeps in its setup, and is woken by an error
                 # Setup may run on: nobody can wait for that.
                 jobs.append(Job(f"kill-{member.name}", self._killing(member), background=True))
         return jobs

@@ -229,4 +229,4 @@ class Gateway:
 
 
 def _rests(dispatch: Dispatch) -> bool:
-    return not dispatch.fleet.is_moving
+    return not dispatch.fleet.is_moving and not dispatch.fleet.is_booting

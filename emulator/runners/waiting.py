@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import httpx
 
     from emulator.runners.call import Call
+    from emulator.runners.call_queue import Member
     from emulator.runners.dispatch import Dispatch
 
 __all__ = ["direct_answer", "result", "settle"]
@@ -47,9 +48,8 @@ def direct_answer(dispatch: Dispatch, call: Call) -> httpx.Response:
         if turn is not None:
             dispatch.perform(dispatch.turn_of(call, turn))
             call.over.wait()
-        elif _wait(dispatch, lambda: _has_turn(call) or _waits_for_the_test(dispatch, call)):
-            if not _has_turn(call):
-                _pass_time(dispatch, call)
+        elif not _wait_for_turn(dispatch, call):
+            _pass_time(dispatch, call)
         _raise_if_broken(dispatch)
         dispatch.clock.keep_appointments()
     return _answer(call)
@@ -58,14 +58,14 @@ def direct_answer(dispatch: Dispatch, call: Call) -> httpx.Response:
 def settle(dispatch: Dispatch, timeout: float) -> None:
     """Wait until nothing goes on: no start, no end, no handler."""
     for _ in range(max(1, int(timeout / _STEP))):
-        if _wait(dispatch, lambda: _rests(dispatch)):
+        if _wait(dispatch, lambda: _rests(dispatch) and not dispatch.fleet.is_booting):
             _raise_if_broken(dispatch)
             return
         dispatch.clock.keep_appointments()
     moving = [
-        f"{member.name} is {member.phase if not member.running else 'RUNNING'}"
+        f"{member.name} is {_doing(member)}"
         for member in dispatch.fleet.members
-        if member.running or member.phase in ("STARTING", "STOPPING")
+        if member.running or member.booting or member.phase == "STOPPING"
     ]
     raise EmulatorError(
         f"{dispatch.name} does not come to rest within {timeout:g} s of real time: "
@@ -73,8 +73,19 @@ def settle(dispatch: Dispatch, timeout: float) -> None:
     )
 
 
+def _doing(member: Member) -> str:
+    return "RUNNING" if member.running else "STARTING" if member.booting else member.phase
+
+
 def _wait(dispatch: Dispatch, condition: Callable[[], bool]) -> bool:
     return dispatch.wait_until(condition, _STEP)
+
+
+def _wait_for_turn(dispatch: Dispatch, call: Call) -> bool:
+    """Wait for a while; False: only the clock can help."""
+    _wait(dispatch, lambda: _has_turn(call) or _waits_for_the_test(dispatch, call))
+    with dispatch.changed:
+        return _has_turn(call) or not _waits_for_the_test(dispatch, call)
 
 
 def _has_turn(call: Call) -> bool:
