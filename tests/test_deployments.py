@@ -939,3 +939,63 @@ def test_its_repr_tells_where_everything_is(deploy):
     assert repr(call) == "<Call call-1 POST /: IN_QUEUE>"
     deployment.run_next()
     assert repr(call) == "<Call call-1 POST /: 200 after 1 attempt>"
+
+
+# --- in pytest -----------------------------------------------------------------------------------
+
+
+def test_a_failing_tests_report_shows_the_deployments(pytester):
+    pytester.makepyfile(
+        """
+        import fal
+
+        class Answering(fal.App):
+            @fal.endpoint("/")
+            def answer(self) -> dict:
+                return {}
+
+        def test_it(fal_gateway):
+            deployment = fal_gateway.deploy("tester/app", Answering, max_concurrency=1)
+            deployment.submit("/").result()
+            deployment.hold()
+            deployment.submit("/")
+            assert False
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*fal: Deployment tester/app: runner-1 IDLE; 1 queued*",
+            "*:*:* started runner-1 (cold start: 1 queued, 0 running, max 1)",
+            "Call call-1 POST /: 200 after 1 attempt",
+            "Call call-2 POST /: IN_QUEUE",
+        ]
+    )
+
+
+def test_what_still_goes_on_comes_to_rest_before_pytest_reads_the_output(pytester):
+    pytester.makepyfile(
+        """
+        import fal
+
+        class Printing(fal.App):
+            def setup(self):
+                for number in range(2000):
+                    print("line", number)
+
+            @fal.endpoint("/")
+            def answer(self) -> dict:
+                print("answered")
+                return {}
+
+        def test_it(fal_gateway):
+            fal_gateway.deploy("tester/app", Printing, concurrency_buffer=1, wait=False).submit("/")
+            assert False
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=1)
+    assert result.outlines.count("line 1999") >= 2  # pytest's, and each runner's own
+    assert "answered" in result.outlines
+    assert "Captured stdout teardown" not in result.stdout.str()

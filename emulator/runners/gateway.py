@@ -29,6 +29,7 @@ __all__ = ["Gateway"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 _PATIENCE = 5.0
+_STEP = 0.02
 
 
 class Boot(Protocol):
@@ -180,6 +181,17 @@ class Gateway:
             ):
                 dispatch.go_on()
 
+    def come_to_rest(self, unless: Callable[[], bool]) -> None:
+        """Give what goes on by itself a moment of real time to come to its end.
+
+        Args:
+            unless: whether something is held, so that there is no point in waiting.
+        """
+        for dispatch in self._dispatches:
+            for _ in range(int(_PATIENCE / _STEP)):
+                if unless() or dispatch.wait_until(partial(_is_quiet, dispatch), _STEP):
+                    break
+
     # --- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -230,3 +242,7 @@ class Gateway:
 
 def _rests(dispatch: Dispatch) -> bool:
     return not dispatch.fleet.is_moving and not dispatch.fleet.is_booting
+
+
+def _is_quiet(dispatch: Dispatch) -> bool:
+    return _rests(dispatch) and not any(member.running for member in dispatch.fleet.members)
