@@ -214,6 +214,37 @@ def test_max_concurrency_lets_calls_wait(deploy, fal_faults, fal_origin):
     assert [call.attempts[0].runner for call in (first, second)] == ["runner-1", "runner-1"]
 
 
+def test_an_app_that_sleeps_lets_the_time_of_idle_runners_pass(deploy):
+    deployment = deploy(Waiting, keep_alive=10)
+    deployment.hold()
+    for _ in range(2):
+        deployment.submit("/", json={"seconds": 0})
+    deployment.run_next(runner="runner-1")
+    deployment.run_next(runner="runner-2")
+    deployment.submit("/", json={"seconds": 60})
+    deployment.run_next(runner="runner-1")
+    deployment.settle()
+    assert names(deployment) == ["runner-1"]
+    assert "stopped runner-2 (idle for 10 s)" in sentences(deployment)
+
+
+def test_an_app_may_call_another_deployment(deploy):
+    class Inner(fal.App):
+        @fal.endpoint("/")
+        def files(self) -> list:
+            Path("/tmp/inner").touch()
+            return [Path("/tmp/outer").exists(), Path("/tmp/inner").exists()]
+
+    class Outer(fal.App):
+        @fal.endpoint("/")
+        def ask(self) -> list:
+            Path("/tmp/outer").touch()
+            return [*inner.post("/").json(), Path("/tmp/inner").exists()]
+
+    inner = deploy(Inner, "tester/inner")
+    assert deploy(Outer, "tester/outer").post("/").json() == [False, True, False]
+
+
 def test_multiplexing_gives_one_runner_several_requests(deploy, fal_faults, fal_origin):
     fal_origin.serve(URL, b"x")
     gate = fal_faults.gate()
@@ -519,6 +550,20 @@ def test_a_direct_call_that_sleeps_too_long_is_504_at_that_very_moment(deploy, f
     assert fal_data.tree() == []
 
 
+def test_a_queued_call_that_sleeps_too_long_is_tried_again(deploy, fal_clock, fal_data):
+    options = {"request_timeout": 100, "retry_config": {"timeout": {"retries": 1}}}
+    deployment = deploy(Waiting, **options)
+    began = fal_clock.now()
+    call = deployment.submit("/", json={"seconds": 7200})
+    assert call.result().status_code == 504
+    assert [(one.runner, one.condition) for one in call.attempts] == [
+        ("runner-1", "timeout"),
+        ("runner-2", "timeout"),
+    ]
+    assert (fal_clock.now() - began).total_seconds() == 200
+    assert fal_data.tree() == []
+
+
 def test_a_start_time_out_of_the_caller_is_final(deploy, fal_clock):
     deployment = deploy(Counting, scaling_delay=60)
     call = deployment.submit("/", json={}, headers={"X-Fal-Request-Timeout": "5"})
@@ -634,6 +679,35 @@ def test_idle_runners_of_the_old_code_are_stopped_at_once(deploy, fal_data):
     deployment.redeploy(Newer)
     assert deployment.runners == []
     assert fal_data.read("teardowns") == b"1\n"
+
+
+def test_a_teardown_that_fails_is_noted_and_keeps_nothing_from_going_on(deploy):
+    class Clinging(fal.App):
+        @fal.endpoint("/")
+        def answer(self) -> dict:
+            return {}
+
+        def teardown(self) -> None:
+            raise ValueError("cannot let go")
+
+    deployment = deploy(Clinging, keep_alive=0)
+    assert deployment.post("/").status_code == 200
+    assert deployment.runners == []
+    expected = "the teardown of runner-1 raised ValueError('cannot let go')"
+    assert sentences(deployment)[-1] == expected
+
+
+def test_the_grace_period_can_be_given_to_deploy(deploy, fal_emulator):
+    class Stuck(fal.App):
+        @fal.endpoint("/")
+        def answer(self) -> dict:
+            return {}
+
+        async def teardown(self) -> None:
+            await asyncio.Event().wait()
+
+    deploy(Stuck, keep_alive=0, termination_grace_period_seconds=0.01).post("/")
+    assert "killed: not ended 0.01 s after SIGTERM" in fal_emulator.runners[0].output
 
 
 def test_what_was_to_be_warm_is_warm_again(deploy):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -93,7 +93,7 @@ class Deployment:
         return list(self._dispatch.history)
 
     @property
-    def blocked_until(self) -> Any:
+    def blocked_until(self) -> datetime | None:
         """Until when no runner is started: CRASH_BACKOFF, or no machine; None: it is not so."""
         blocked = self._fleet.blocked_until
         return blocked if blocked is not None and blocked > self._dispatch.clock.now() else None
@@ -233,6 +233,7 @@ class Deployment:
                 "deployment.hold() before the calls are submitted."
             )
         self._wait_for_starts()
+        self._dispatch.go_on()  # what is over by now is not run any more
         name = runner.name if isinstance(runner, Runner) else runner
         with self._dispatch.changed:
             turn = self._dispatch.take(held=True, runner=name)
