@@ -22,6 +22,7 @@ from emulator.errors import EmulatorError, UnknownHostError
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
+from emulator.hosts.runner import RunnerHost
 from emulator.identity import Identities
 from emulator.ledger import Exchange, Ledger
 from emulator.network.aiohttp_context import AiohttpContext
@@ -30,14 +31,16 @@ from emulator.network.fault import Fault, Stage
 from emulator.network.faults import Faults
 from emulator.network.httpx_entrance import HttpxEntrance
 from emulator.network.matching import Connection
+from emulator.network.peer import Peer
 from emulator.network.reply import Body
 from emulator.network.resolver import Resolver, is_local
 from emulator.network.router import Router
 from emulator.network.routes import Routes
 from emulator.network.trust import Authority
 from emulator.network.urllib_entrance import UrllibEntrance
-from emulator.network.wire import Abort, Peer, Stall, Wire
+from emulator.network.wire import Abort, Stall, Wire
 from emulator.runners.gateway import Gateway
+from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
 from emulator.settings import Settings
@@ -140,23 +143,29 @@ class Emulator:
         app: type,
         *,
         isolation: str = "thread",
-        gpu: str | None = None,
+        gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
+        load: str = "pickle",
     ) -> Runner:
         """Boot an app on a new runner, as the platform does, and wait until it is set up.
 
         Args:
             app: a subclass of ``fal.App``.
-            isolation: ``"thread"``: a thread of this process with mounts of its own.
-            gpu: a pretended GPU type; not there yet.
+            isolation: ``"thread"``: a thread of this process with mounts of its own, in
+                milliseconds. ``"process"``: a process, for crashes, signals, CUDA, and several apps
+                with an environment each.
+            gpu: a machine type, such as ``"H100"``, whose GPUs the runner pretends to have; True:
+                the app's own. It gets their ``nvidia-smi`` [§4.9].
             env: environment variables (secrets) of the app.
+            load: how a process gets the app: ``"pickle"``, as ``fal deploy`` sends it; or
+                ``"import"``, from its module.
 
         Raises:
             EmulatorError: the arguments make no sense; says what to write.
             BaseException: whatever the app's ``setup`` raised.
         """
         self._check_active("runner()")
-        return self._runners.boot(app, isolation, gpu, dict(env or {}))
+        return self._runners.boot(app, isolation, gpu, dict(env or {}), load)
 
     @property
     def runners(self) -> list[Runner]:
@@ -168,6 +177,11 @@ class Emulator:
         """Deployments, and the ways to call them."""
         self._check_active("gateway")
         return self._gateway
+
+    @property
+    def fork_server(self) -> int | None:
+        """The process that runners' processes are forked from; None before the first of them."""
+        return self._disk.fork_server()
 
     @property
     def directory(self) -> str | None:
@@ -263,6 +277,7 @@ class Emulator:
             self.stop()
         if self._prepared:
             self._prepared = False
+            self._runners.close()
             self._wire.stop()
             self._store.close()
             for path in (self._bundle, self._certificate_file):
@@ -294,7 +309,9 @@ class Emulator:
         os.makedirs(self._spill, exist_ok=True)
         self._store = ObjectStore(self._spill, now=self.clock.now)
         self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
-        self._runners = Runners(self._disk, self.ledger, self._identities, lambda: self.settings)
+        self._runners = Runners(
+            self._disk, self.ledger, self._identities, lambda: self.settings, self.clock
+        )
         self._runners.ended = self._gateway.runner_ended
         self._connect_network()
         self._prepared = True
@@ -303,8 +320,9 @@ class Emulator:
         router = self._router
         router.hosts = [
             self.origin,
-            RestHost(self._cdn, self._identities),
+            RestHost(self._cdn, self._identities, self._runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
+            RunnerHost(self._runners.named),
         ]
         router.lets_through = self._lets_through
         self._resolver = Resolver(
@@ -318,11 +336,15 @@ class Emulator:
         self._resolver.before_connect = self._strike_connection
         self._wire.flaw_of = self._strike_handshake
         router.addresses = self._resolver.addresses
+        self._runners.connect(self._wire, self._resolver)
         router.before_request = self.clock.keep_appointments
         self._httpx = HttpxEntrance(self._answer_with("httpx"), router.passes)
         self._urllib = UrllibEntrance(self._answer_with("urllib"), router.passes)
         self._aiohttp = AiohttpContext()
         self.clock.volumes = self._runners.backings
+        self.faults.killer = Killer(
+            self._runners.named, self._runners.newest_process, lambda: self._disk.directory
+        )
 
     def _reset_state(self) -> None:
         self._cdn.reset(self.settings)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
     from emulator.storage.volume import Volume
-    from pytest_fal.warnings import UnusedFaultWarning
+    from pytest_fal.warnings import MemoryNotGivenBackWarning, UnusedFaultWarning
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "Gate",
     "Gateway",
     "Ledger",
+    "MemoryNotGivenBackWarning",
     "MockRouter",
     "Origin",
     "Runner",
@@ -76,6 +77,7 @@ _MODULES = {
     "Gate": "emulator.network.fault",
     "Gateway": "emulator.runners.gateway",
     "Ledger": "emulator.ledger",
+    "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
     "Origin": "emulator.hosts.origin",
     "Runner": "emulator.runners.runner",

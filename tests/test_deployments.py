@@ -91,7 +91,7 @@ def stopped(fal_clock):
     fal_clock.freeze()
 
 
-@pytest.fixture(params=["thread"])
+@pytest.fixture(params=["thread", "process"])
 def deploy(request, fal_gateway):
     def make(app, name="tester/app", **options):
         return fal_gateway.deploy(name, app, isolation=request.param, **options)
@@ -708,7 +708,7 @@ def test_the_grace_period_can_be_given_to_deploy(deploy, fal_emulator):
             await asyncio.Event().wait()
 
     deploy(Stuck, keep_alive=0, termination_grace_period_seconds=0.01).post("/")
-    assert "killed: not ended 0.01 s after SIGTERM" in fal_emulator.runners[0].output
+    assert fal_emulator.runners[0].end == "killed: not ended 0.01 s after SIGTERM"
 
 
 def test_what_was_to_be_warm_is_warm_again(deploy):

@@ -21,19 +21,12 @@ from emulator.runners.call_queue import CallQueue, Member, choose_member
 from emulator.runners.fleet import Fleet, Job, Platform
 from emulator.runners.options import Scaling
 from emulator.runners.retries import ErrorType, Outcome, judge
-from emulator.runners.runner import Runner, RunnerError
+from emulator.runners.runner import Runner, RunnerError, RunnerKilled
 
 if TYPE_CHECKING:
     from emulator.schedule import Appointment
 
-__all__ = ["Dispatch", "RunnerKilledError", "Turn"]
-
-
-class RunnerKilledError(BaseException):
-    """Ends Python code on a runner in a thread that the platform kills while it sleeps.
-
-    No ``Exception``: a process that is killed handles nothing either.
-    """
+__all__ = ["Dispatch", "Turn"]
 
 
 class Turn(NamedTuple):
@@ -81,7 +74,7 @@ class Dispatch:
         self.do(jobs)
 
     def _look(self) -> list[Job]:
-        jobs = [*self._notice_losses(), *self._end_what_is_over(), *self.fleet.fail_slow_starts()]
+        jobs = [*self._end_what_is_over(), *self._notice_losses(), *self.fleet.fail_slow_starts()]
         while (turn := self.take()) is not None:
             if not turn.call.direct:  # those are run by their callers
                 jobs.append(self.performing(turn))
@@ -112,7 +105,7 @@ class Dispatch:
         here = self._platform.here()
         self.go_on()
         if here is not None and here in self.fleet.killed:
-            raise RunnerKilledError(f"{here} was killed by the platform")
+            raise RunnerKilled(f"{here} was killed by the platform")
 
     def do(self, jobs: list[Job]) -> None:
         """Do what is to be done outside of the lock."""
@@ -214,7 +207,8 @@ class Dispatch:
             response = member.runner.client.request(
                 "POST", call.path, headers=dict(call.headers), **call.body
             )
-        except (RunnerError, RunnerKilledError):
+        except (RunnerError, RunnerKilled):
+            self.go_on()  # which knows why, if it was for its time
             outcome = Outcome(None, error="runner_disconnected")
         except httpx.TransportError:
             lost = member.runner.state == "TERMINATED"

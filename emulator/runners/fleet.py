@@ -211,7 +211,11 @@ class Fleet:
     def _booted(self, member: Member, error: BaseException | None) -> list[Job]:
         runner = member.runner
         if member.phase != "STARTING":  # its time was over meanwhile
-            return [] if runner is None else [Job("kill", runner.kill)]
+            return (
+                []
+                if runner is None
+                else [Job("kill", lambda: runner.kill("its start took too long"))]
+            )
         if runner is None:
             member.phase = "ENDED"
             if isinstance(error, EmulatorError) and not isinstance(error, RunnerError):
@@ -249,7 +253,9 @@ class Fleet:
                 if self._platform.here() == member.name:
                     continue  # it sleeps in its setup, and is woken by an error
                 # Setup may run on: nobody can wait for that.
-                jobs.append(Job(f"kill-{member.name}", self._killing(member), background=True))
+                jobs.append(
+                    Job(f"kill-{member.name}", self._killing(member, limit), background=True)
+                )
         return jobs
 
     # --- ends ------------------------------------------------------------------------------------
@@ -277,7 +283,7 @@ class Fleet:
         member.phase = "STOPPING"
         self.killed.add(member.name)
         self._note(f"killed {member.name} ({why})")
-        kill = self._killing(member)
+        kill = self._killing(member, why)
 
         def kill_and_go_on() -> None:
             kill()
@@ -285,11 +291,11 @@ class Fleet:
 
         return Job(f"kill-{member.name}", kill_and_go_on)
 
-    def _killing(self, member: Member) -> Callable[[], None]:
+    def _killing(self, member: Member, why: str) -> Callable[[], None]:
         def kill() -> None:
             runner = member.runner or self._platform.find(member.name)
             if runner is not None:
-                runner.kill()
+                runner.kill(why)
 
         return kill
 

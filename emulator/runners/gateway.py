@@ -6,7 +6,6 @@ import random
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from emulator.clock import Clock
     from emulator.identity import Identities
     from emulator.ledger import Ledger
+    from emulator.runners.limits import Limits
     from emulator.runners.runner import Runner
     from emulator.settings import Settings
 
@@ -40,9 +40,10 @@ class Boot(Protocol):
         name: str,
         app: type,
         isolation: str,
-        gpu: str | None,
+        gpu: str | bool | None,
         env: dict[str, str],
-        grace: timedelta | None,
+        load: str,
+        fleet: Limits | None,
     ) -> Runner:
         """Boot an app on a runner of that name."""
 
@@ -90,7 +91,8 @@ class Gateway:
         app: type,
         *,
         isolation: str = "thread",
-        gpu: str | None = None,
+        gpu: str | bool | None = None,
+        load: str = "pickle",
         env: Mapping[str, str] | None = None,
         wait: bool = True,
         **scaling: Any,
@@ -101,7 +103,8 @@ class Gateway:
             name: ``"owner/app"``.
             app: a subclass of ``fal.App``; its scaling options count.
             isolation: how its runners are kept apart; see ``Emulator.runner``.
-            gpu: a pretended GPU type of its runners.
+            gpu: a machine type whose GPUs its runners pretend to have.
+            load: how processes get the app.
             env: environment variables (secrets) of its runners.
             wait: return when the runners are ready that are there in advance (min_concurrency).
             scaling: fal's options, instead of the app's own: ``keep_alive=5``.
@@ -117,10 +120,10 @@ class Gateway:
             self.explore(settings.exploration_seed)
 
         def boot(code: type, runner: str, options: Scaling) -> Runner:
-            own = options.termination_grace_period_seconds
-            grace = None if own is None else timedelta(seconds=own)
-            given = dict(env or {})
-            return self._runners().boot_as(runner, code, isolation, gpu, given, grace)
+            limits = options.limits(self._settings().termination_grace_period)
+            own = _names_of(name) if isolation == "process" else {}
+            given = {**own, **(env or {})}
+            return self._runners().boot_as(runner, code, isolation, gpu, given, load, limits)
 
         dispatch = Dispatch(name, app, options, self, boot)
         self._dispatches.append(dispatch)
@@ -238,6 +241,12 @@ class Gateway:
         """A request id, and the CDN token that is the caller's identity there."""
         token = self._identities.issue(caller, self._settings().token_lifetime)
         return str(uuid.uuid4()), {"x-fal-cdn-token": token.token}
+
+
+def _names_of(deployment: str) -> dict[str, str]:
+    """What only a runner with an environment of its own can be told."""
+    owner, _, app = deployment.partition("/")
+    return {"FAL_APP_NAME": app, "FAL_APP_ID": f"emulated-{app}", "FAL_USER_NICKNAME": owner}
 
 
 def _rests(dispatch: Dispatch) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
 from emulator.errors import EmulatorError
+from emulator.runners.limits import Limits
 
 __all__ = ["CONDITIONS", "KEPT_ON_REDEPLOY", "Scaling"]
 
@@ -115,6 +117,15 @@ class Scaling:
     def holds_runners(self) -> bool:
         """Whether runners are kept although there is nothing to do."""
         return self.min_concurrency > 0 or self.concurrency_buffer > 0
+
+    def limits(self, grace: timedelta) -> Limits:
+        """The limits of its runners; *grace* is the account's."""
+        own = self.termination_grace_period_seconds
+        return Limits(
+            timedelta(seconds=self.startup_timeout),
+            timedelta(seconds=self.request_timeout),
+            grace if own is None else timedelta(seconds=own),
+        )
 
     def _consistent(self) -> Scaling:
         for name in ("min_concurrency", "concurrency_buffer"):
