@@ -99,6 +99,16 @@ def deploy(request, fal_gateway):
     return make
 
 
+@pytest.fixture
+def deploy_in_threads(fal_gateway):
+    """For apps that share objects with their test, which a process cannot."""
+
+    def make(app, name="tester/app", **options):
+        return fal_gateway.deploy(name, app, **options)
+
+    return make
+
+
 def sentences(deployment):
     """The history without its times."""
     return [line.partition(" ")[2] for line in deployment.history]
@@ -229,7 +239,7 @@ def test_an_app_that_sleeps_lets_the_time_of_idle_runners_pass(deploy):
     assert "stopped runner-2 (idle for 10 s)" in sentences(deployment)
 
 
-def test_an_app_may_call_another_deployment(deploy):
+def test_an_app_may_call_another_deployment(deploy_in_threads):
     class Inner(fal.App):
         @fal.endpoint("/")
         def files(self) -> list:
@@ -242,8 +252,8 @@ def test_an_app_may_call_another_deployment(deploy):
             Path("/tmp/outer").touch()
             return [*inner.post("/").json(), Path("/tmp/inner").exists()]
 
-    inner = deploy(Inner, "tester/inner")
-    assert deploy(Outer, "tester/outer").post("/").json() == [False, True, False]
+    inner = deploy_in_threads(Inner, "tester/inner")
+    assert deploy_in_threads(Outer, "tester/outer").post("/").json() == [False, True, False]
 
 
 def test_multiplexing_gives_one_runner_several_requests(deploy, fal_faults, fal_origin):
@@ -267,7 +277,7 @@ def test_scaling_delay_is_on_the_clock(deploy, fal_clock):
     assert call.result().status_code == 200
 
 
-def test_two_runners_boot_at_once(deploy):
+def test_two_runners_boot_at_once(deploy_in_threads):
     """Both are in setup before one is ready: what they do there they do at the same time."""
     both = threading.Barrier(2, timeout=10)
 
@@ -280,7 +290,7 @@ def test_two_runners_boot_at_once(deploy):
         def answer(self) -> dict:
             return {}
 
-    deployment = deploy(Meeting, min_concurrency=2)
+    deployment = deploy_in_threads(Meeting, min_concurrency=2)
     assert [runner.tmp.tree() for runner in deployment.runners] == [["mine"], ["mine"]]
 
 
@@ -601,7 +611,7 @@ def test_a_waiting_call_is_taken_out(deploy):
     assert deployment.queue == []
 
 
-def test_a_running_app_is_told_with_the_same_request_id(deploy):
+def test_a_running_app_is_told_with_the_same_request_id(deploy_in_threads):
     class Cancellable(fal.App):
         def setup(self) -> None:
             self.cancelled = {}
@@ -619,7 +629,7 @@ def test_a_running_app_is_told_with_the_same_request_id(deploy):
             return {}
 
     started = threading.Event()
-    deployment = deploy(Cancellable)
+    deployment = deploy_in_threads(Cancellable)
     call = deployment.submit("/work")
     assert started.wait(10)
     assert call.cancel() == "CANCELLATION_REQUESTED"

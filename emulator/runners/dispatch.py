@@ -111,7 +111,7 @@ class Dispatch:
         """Do what is to be done outside of the lock."""
         at_once = [job.do for job in jobs if not job.background and not job.last]
         at_last = [job.do for job in jobs if job.last]
-        if (at_once or at_last) and self._platform.here() is not None:
+        if (at_once or at_last) and self._platform.is_in_an_app():
             # A runner cannot wait for its own end.
             later = [*at_once, *at_last]
             self._platform.in_background("ends", lambda: [do() for do in later])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from emulator.network.peer import Peer
+from emulator.runners.runner import RunnerKilled
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -110,12 +111,16 @@ class Elsewhere:
         def expect(number: int, local_port: int, address: str, port: int) -> None:
             wire.expect(local_port, Peer(address, port, number))
 
+        def wake(number: int, end: int) -> None:
+            with self._act_for(number), suppress(RunnerKilled):  # with the sleeper ends its sleep
+                self._clock.wake(end)
+
         return {
             "lookup": lookup,
             "connect": connect,
             "expect": expect,
             "engaged": lambda _: mirror.engaged,
-            "wake": lambda _, end: self._clock.wake(end),
+            "wake": wake,
             "pins": lambda _: mirror.pins(),
             "pin": lambda _, key, pin: mirror.pin(key, pin),
         }

@@ -48,7 +48,10 @@ class Platform(Protocol):
         """Tell the ledger."""
 
     def here(self) -> str | None:
-        """The runner that the calling thread is on."""
+        """The runner that the calling thread is on, or acts for."""
+
+    def is_in_an_app(self) -> bool:
+        """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
 
     def in_background(self, name: str, job: Callable[[], object]) -> None:
         """Do something in a thread of the test's."""
@@ -250,12 +253,12 @@ class Fleet:
                 limit = f"setup took longer than startup_timeout={seconds:g} s"
                 self.fail_start(member, "startup_timeout", limit)
                 self.killed.add(member.name)
-                if self._platform.here() == member.name:
-                    continue  # it sleeps in its setup, and is woken by an error
-                # Setup may run on: nobody can wait for that.
-                jobs.append(
-                    Job(f"kill-{member.name}", self._killing(member, limit), background=True)
-                )
+                asleep = self._platform.here() == member.name
+                if asleep and self._platform.is_in_an_app():
+                    continue  # an error wakes it
+                # Setup may run on in its thread: nobody can wait for that.
+                kill = self._killing(member, limit)
+                jobs.append(Job(f"kill-{member.name}", kill, background=not asleep))
         return jobs
 
     # --- ends ------------------------------------------------------------------------------------

@@ -54,7 +54,10 @@ class Boot(Protocol):
         """A runner by name, also one that is being set up."""
 
     def name_here(self) -> str | None:
-        """The name of the runner that the calling thread is on."""
+        """The name of the runner that the calling thread is on, or acts for."""
+
+    def is_in_an_app(self) -> bool:
+        """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
 
 
 class Gateway:
@@ -152,8 +155,12 @@ class Gateway:
         self._ledger.event("deployment", text)
 
     def here(self) -> str | None:
-        """The runner that the calling thread is on."""
+        """The runner that the calling thread is on, or acts for."""
         return self._runners().name_here()
+
+    def is_in_an_app(self) -> bool:
+        """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
+        return self._runners().is_in_an_app()
 
     def in_background(self, name: str, job: Callable[[], object]) -> None:
         """Do something in a thread of the test's; what it raises, the test gets to see."""

@@ -98,6 +98,10 @@ class Runners:
         """The name of the runner that the calling thread is on."""
         return self.name_of(self.number_here())
 
+    def is_in_an_app(self) -> bool:
+        """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
+        return bool(self._alive) and mounts.current_namespace() in self._alive
+
     def name_of(self, number: int | None) -> str | None:
         """The name of a runner."""
         return None if number is None else self._names.get(number)
