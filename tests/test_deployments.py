@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -833,6 +834,20 @@ def test_a_seed_chooses_the_same_each_time(fal_gateway, held):
 
 def test_other_seeds_choose_otherwise(fal_gateway, held):
     assert len({tuple(served_by(fal_gateway, held, seed)) for seed in range(4)}) == 4
+
+
+@pytest.mark.fal(max_concurrency=3, request_timeout=7, startup_timeout=8)
+def test_the_account_says_what_neither_app_nor_deploy_does(deploy):
+    scaling = deploy(Counting).scaling
+    assert (scaling.max_concurrency, scaling.request_timeout, scaling.startup_timeout) == (3, 7, 8)
+
+
+def test_processes_are_told_under_which_name_they_are_deployed(fal_gateway):
+    deployment = fal_gateway.deploy(
+        "somebody/else", Counting, isolation="process", min_concurrency=1
+    )
+    seen = deployment.runners[0].run(os.getenv, "FAL_APP_NAME")
+    assert (seen, deployment.owner) == ("else", "somebody")
 
 
 @pytest.mark.fal(exploration_seed=3)

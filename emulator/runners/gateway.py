@@ -117,7 +117,12 @@ class Gateway:
         """
         self._check(name, app)
         settings = self._settings()
-        options = Scaling.of(app, scaling, settings.max_concurrency)
+        account = {
+            "max_concurrency": settings.max_concurrency,
+            "startup_timeout": settings.startup_timeout.total_seconds(),
+            "request_timeout": settings.request_timeout.total_seconds(),
+        }
+        options = Scaling.of(app, scaling, account)
         self._crew.begin()
         if settings.exploration_seed is not None and self.chance is None:
             self.explore(settings.exploration_seed)

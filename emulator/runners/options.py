@@ -82,8 +82,13 @@ class Scaling:
     retry_config: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
-    def of(cls, app: type, given: Mapping[str, Any], default_max: int = 10) -> Scaling:
+    def of(
+        cls, app: type, given: Mapping[str, Any], account: Mapping[str, Any] | None = None
+    ) -> Scaling:
         """The options of an App, those that are given instead.
+
+        Args:
+            account: what holds where neither says anything.
 
         Raises:
             EmulatorError: an option that fal does not have, or a value that makes no sense; says
@@ -93,7 +98,7 @@ class Scaling:
         for name in given:
             if name not in names:
                 raise _unknown(name, names)
-        values: dict[str, Any] = {"max_concurrency": default_max}
+        values: dict[str, Any] = {"max_concurrency": 10, **(account or {})}
         for name in names:
             written = _declared(app, name)
             if name in given:
@@ -102,12 +107,13 @@ class Scaling:
                 values[name] = _checked(name, written, f"{app.__name__}.{name}")
         if "max_concurrency" not in given and _declared(app, "max_concurrency") is None:
             least = values.get("min_concurrency", 0), values.get("concurrency_buffer", 0)
-            values["max_concurrency"] = max(default_max, *least)
+            values["max_concurrency"] = max(values["max_concurrency"], *least)
         return cls(**values)._consistent()
 
     def redeployed(self, app: type, given: Mapping[str, Any], reset_scale: bool) -> Scaling:
         """These options after a redeploy of other code [§4.4]."""
-        new = Scaling.of(app, given, self.max_concurrency)
+        account = {"max_concurrency": self.max_concurrency, "request_timeout": self.request_timeout}
+        new = Scaling.of(app, given, account)
         if reset_scale:
             return new
         kept = {name: getattr(self, name) for name in KEPT_ON_REDEPLOY if name not in given}
