@@ -440,6 +440,14 @@ def test_a_503_ends_the_runner_of_a_direct_call_too(deploy, fal_emulator):
     assert fal_emulator.runners[0].state == "TERMINATED"
 
 
+@pytest.mark.fal(runner_after_503="kept")
+def test_an_account_may_keep_runners_that_answer_503(deploy):
+    deployment = deploy(Answering, max_concurrency=1)
+    call = deployment.submit("/", json={"statuses": [503, 200]})
+    call.result()
+    assert [one.runner for one in call.attempts] == ["runner-1", "runner-1"]
+
+
 def test_a_500_is_probed_and_kept(deploy):
     deployment = deploy(Answering)
     assert deployment.submit("/", json={"statuses": [500]}).result().status_code == 500

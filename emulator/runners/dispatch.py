@@ -250,7 +250,7 @@ class Dispatch:
         if call is None:  # it was over before: by a time-out, or with its runner
             return []
         earlier = tuple(one.condition for one in call.attempts[:-1])
-        verdict = judge(outcome, call.policy, earlier)
+        verdict = judge(outcome, call.policy, earlier, self._platform.after_503)
         attempt.status, attempt.condition = outcome.status, verdict.condition
         attempt.ended = ended or _in_words(outcome)
         call.turn = None

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from emulator.errors import EmulatorError
 from emulator.runners.call_queue import Member
@@ -43,6 +43,10 @@ class Platform(Protocol):
     @property
     def clock(self) -> Clock:
         """The one clock."""
+
+    @property
+    def after_503(self) -> Literal["killed", "kept"]:
+        """What becomes of a runner that answers 503."""
 
     def note(self, text: str) -> None:
         """Tell the ledger."""

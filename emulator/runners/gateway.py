@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from emulator.errors import EmulatorError
 from emulator.runners.crew import Crew
@@ -154,6 +154,11 @@ class Gateway:
         self.note(f"exploring with seed {seed}: fal_gateway.explore({seed})")
 
     # --- the platform of dispatches ---------------------------------------------------------------
+
+    @property
+    def after_503(self) -> Literal["killed", "kept"]:
+        """What becomes of a runner that answers 503."""
+        return self._settings().runner_after_503
 
     def note(self, text: str) -> None:
         """Tell the ledger."""

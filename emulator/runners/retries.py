@@ -95,25 +95,31 @@ class Verdict:
     why: str
 
 
-def judge(outcome: Outcome, policy: RetryPolicy, earlier: tuple[str | None, ...] = ()) -> Verdict:
+def judge(
+    outcome: Outcome,
+    policy: RetryPolicy,
+    earlier: tuple[str | None, ...] = (),
+    after_503: Literal["killed", "kept"] = "killed",
+) -> Verdict:
     """What follows from an outcome.
 
     Args:
         earlier: the condition of each attempt before this one.
+        after_503: what becomes of a runner that answers 503 and does not say.
     """
     condition = _condition(outcome)
     retry, why = _retries(outcome, condition, policy, earlier)
-    return Verdict(retry, _fate(outcome), condition, why)
+    return Verdict(retry, _fate(outcome, after_503), condition, why)
 
 
-def _fate(outcome: Outcome) -> Fate:
+def _fate(outcome: Outcome, after_503: str) -> Fate:
     if outcome.status is None:
         return "kill"
     stop = outcome.headers.get("x-fal-stop-runner", "").strip().lower()
     if stop in ("1", "true"):
         return "kill"
     if outcome.status == 503:
-        return "keep" if stop in ("0", "false") else "kill"
+        return "keep" if stop in ("0", "false") or after_503 == "kept" else "kill"
     return "probe" if outcome.status in (500, 502, 504) else "keep"
 
 
