@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from emulator.runners.deployment import Deployment
     from emulator.runners.gateway import Gateway
     from emulator.runners.options import Scaling
-    from emulator.runners.runner import Runner, RunnerFactory
+    from emulator.runners.runner import Runner, RunnerError, RunnerFactory, StartupError
     from emulator.schedule import Appointment
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
@@ -52,10 +52,12 @@ __all__ = [
     "MockRouter",
     "Origin",
     "Runner",
+    "RunnerError",
     "RunnerFactory",
     "Scaling",
     "ServedFile",
     "Settings",
+    "StartupError",
     "UnusedFaultWarning",
     "Volume",
 ]
@@ -81,10 +83,12 @@ _MODULES = {
     "MockRouter": "respx",
     "Origin": "emulator.hosts.origin",
     "Runner": "emulator.runners.runner",
+    "RunnerError": "emulator.runners.runner",
     "RunnerFactory": "emulator.runners.runner",
     "Scaling": "emulator.runners.options",
     "ServedFile": "emulator.hosts.origin",
     "Settings": "emulator.settings",
+    "StartupError": "emulator.runners.runner",
     "UnusedFaultWarning": "pytest_fal.warnings",
     "Volume": "emulator.storage.volume",
 }

@@ -75,6 +75,8 @@ class Boot:
     #: Pickled by the SDK's means, or the module and qualified name to import.
     app: bytes | tuple[str, str]
     wire: tuple[str, int]
+    #: Where processes that it forks join.
+    door: str
     #: Arguments of ``coverage.Coverage``; None: nothing is measured.
     coverage: dict[str, Any] | None = None
     #: Ports of the app and its metrics, as the SDK binds them.
