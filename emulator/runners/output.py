@@ -30,6 +30,9 @@ _TRACEBACK = '{"traceback": '
 _INSTALLED = ("/site-packages/", "/dist-packages/", "/lib/python3")
 
 
+_one_writes = threading.RLock()
+
+
 class OutputSplitter:
     """Stands in for ``sys.stdout`` and ``sys.stderr`` while runners live.
 
@@ -61,24 +64,28 @@ class _Split:
     def __init__(self, stream: TextIO, sink: Callable[[], list[str] | None]) -> None:
         self._stream = stream
         self._sink = sink
-        self._noise: list[str] | None = None
+        #: The runners that are printing noise, by their sinks.
+        self._noisy: set[int] = set()
 
     def write(self, text: str) -> int:
         sink = self._sink()
         if sink is None:
-            return self._stream.write(text)
+            return self._pass_on(text)
         sink.append(text)
         if text.startswith(_TRACEBACK):
-            return self._stream.write(readable(text)) and len(text)
-        if text.startswith(_NOISE):
-            self._noise = sink
-            return len(text)
-        if self._noise is sink:
-            # print() writes its parts one by one, up to the newline.
-            if text.endswith("\n"):
-                self._noise = None
-            return len(text)
-        return self._stream.write(text)
+            self._pass_on(readable(text))
+        elif text.startswith(_NOISE):
+            self._noisy.add(id(sink))
+        elif id(sink) not in self._noisy:
+            self._pass_on(text)
+        elif text.endswith("\n"):  # print() writes its parts one by one, up to the newline
+            self._noisy.discard(id(sink))
+        return len(text)
+
+    def _pass_on(self, text: str) -> int:
+        # Python before 3.12.4 crashes when two threads write to one text stream (gh-119506).
+        with _one_writes:
+            return self._stream.write(text)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:

@@ -62,7 +62,6 @@ NOT_REPRODUCED = (
     ("P17", "deleting a request's payloads leaves its input files on the CDN", _GATEWAY),
     ("P24", "another data centre lists a file in /data and hangs reading it", "delays on /data"),
     ("P25", "file locks on /data have no effect between runners", "a /data without locks"),
-    ("P31", "a request that is tried again runs twice, files and webhooks included", _GATEWAY),
     ("P33", "KV: every entry is deleted after 30 days", "the KV store"),
     ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
     ("P39", "results of nested calls cannot be read by the caller", _GATEWAY),
