@@ -19,6 +19,7 @@ import respx
 from emulator.clock import Clock
 from emulator.environment import Environment
 from emulator.errors import EmulatorError, UnknownHostError
+from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
@@ -39,7 +40,6 @@ from emulator.network.routes import Routes
 from emulator.network.trust import Authority
 from emulator.network.urllib_entrance import UrllibEntrance
 from emulator.network.wire import Abort, Stall, Wire
-from emulator.runners.gateway import Gateway
 from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState

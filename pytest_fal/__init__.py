@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from emulator.account import Emulator
     from emulator.clock import Clock
+    from emulator.fleets.call import Attempt, Call
+    from emulator.fleets.deployment import Deployment
+    from emulator.fleets.gateway import Gateway
+    from emulator.fleets.options import Scaling
     from emulator.hosts.origin import Origin, ServedFile
     from emulator.ledger import Event, Exchange, Ledger
     from emulator.network.fault import Fault, Gate
     from emulator.network.faults import Faults
-    from emulator.runners.call import Attempt, Call
-    from emulator.runners.deployment import Deployment
-    from emulator.runners.gateway import Gateway
-    from emulator.runners.options import Scaling
     from emulator.runners.runner import Runner, RunnerError, RunnerFactory, StartupError
     from emulator.schedule import Appointment
     from emulator.settings import Settings
@@ -65,19 +65,19 @@ __all__ = [
 # Imported when asked for: this package is loaded in every pytest run of its environment.
 _MODULES = {
     "Appointment": "emulator.schedule",
-    "Attempt": "emulator.runners.call",
+    "Attempt": "emulator.fleets.call",
     "CDN": "emulator.storage.cdn",
     "CDNFile": "emulator.storage.cdn",
-    "Call": "emulator.runners.call",
+    "Call": "emulator.fleets.call",
     "Clock": "emulator.clock",
-    "Deployment": "emulator.runners.deployment",
+    "Deployment": "emulator.fleets.deployment",
     "Emulator": "emulator.account",
     "Event": "emulator.ledger",
     "Exchange": "emulator.ledger",
     "Fault": "emulator.network.fault",
     "Faults": "emulator.network.faults",
     "Gate": "emulator.network.fault",
-    "Gateway": "emulator.runners.gateway",
+    "Gateway": "emulator.fleets.gateway",
     "Ledger": "emulator.ledger",
     "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
@@ -85,7 +85,7 @@ _MODULES = {
     "Runner": "emulator.runners.runner",
     "RunnerError": "emulator.runners.runner",
     "RunnerFactory": "emulator.runners.runner",
-    "Scaling": "emulator.runners.options",
+    "Scaling": "emulator.fleets.options",
     "ServedFile": "emulator.hosts.origin",
     "Settings": "emulator.settings",
     "StartupError": "emulator.runners.runner",

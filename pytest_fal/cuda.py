@@ -2,7 +2,7 @@
 
 The plugin calls :func:`add_options`, :func:`add_marker` and :func:`terminal_summary`; the
 fixture ``fal_cuda_runner`` calls :func:`require`. Which devices there are is decided by
-``emulator.runners.gpu``, which is imported when the first test asks.
+``emulator.gpus.gpu``, which is imported when the first test asks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from emulator.account import Emulator
-    from emulator.runners.cuda import CudaRunners
-    from emulator.runners.gpu import Device, Needs, System
+    from emulator.gpus.cuda import CudaRunners
+    from emulator.gpus.gpu import Device, Needs, System
 
 __all__ = [
     "SYSTEM",
@@ -69,7 +69,7 @@ def needs_of(item: pytest.Item | pytest.Collector) -> Needs:
 
     Raises pytest.UsageError for an argument that is unknown or cannot be meant.
     """
-    from emulator.runners.gpu import Needs
+    from emulator.gpus.gpu import Needs
 
     merged: dict[str, Any] = {}
     for mark in reversed(list(item.iter_markers("fal_cuda"))):
@@ -98,7 +98,7 @@ def runners_of(request: pytest.FixtureRequest) -> Iterator[CudaRunners]:
     back is a :class:`MemoryNotGivenBackWarning`. A test whose own process has opened a device by
     then, other than for a runner in a thread of it, fails.
     """
-    from emulator.runners.cuda import CudaRunners
+    from emulator.gpus.cuda import CudaRunners
 
     needs = _needs_or_fail(request)
     system = request.config.stash.get(SYSTEM, None)
@@ -161,8 +161,8 @@ def _candidates(
     request: pytest.FixtureRequest, needs: Needs, system: System | None
 ) -> tuple[Device, ...]:
     """The devices that meet the needs, this worker's first; or the skip."""
-    from emulator.runners import gpu
-    from emulator.runners.cuda import rotate
+    from emulator.gpus import gpu
+    from emulator.gpus.cuda import rotate
 
     found = gpu.probe(system)
     choice = gpu.choose(found, needs)
@@ -197,7 +197,7 @@ def terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _check_arguments(item: pytest.Item | pytest.Collector, mark: pytest.Mark) -> None:
     from dataclasses import fields
 
-    from emulator.runners.gpu import Needs
+    from emulator.gpus.gpu import Needs
 
     accepted = [field.name for field in fields(Needs)]
     unknown = [name for name in mark.kwargs if name not in accepted]

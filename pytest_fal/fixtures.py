@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from emulator.account import Emulator
     from emulator.clock import Clock
+    from emulator.fleets.gateway import Gateway
     from emulator.hosts.origin import Origin
     from emulator.ledger import Ledger
     from emulator.network.faults import Faults
-    from emulator.runners.gateway import Gateway
     from emulator.runners.runner import RunnerFactory
     from emulator.storage.cdn import CDN
     from emulator.storage.volume import Volume

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import pytest
 
     from emulator.account import Emulator
+    from emulator.fleets.deployment import Deployment
     from emulator.ledger import Event, Exchange
-    from emulator.runners.deployment import Deployment
     from emulator.storage.volume import Volume
 
 __all__ = ["add_sections", "hide_our_frames", "table", "warn_of_unused"]

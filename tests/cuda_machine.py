@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from emulator.runners.gpu import Probe, System, probe
+from emulator.gpus.gpu import Probe, System, probe
 
 _COMMON = r"""
 #include <stdio.h>

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emulator.runners
-from emulator.runners.gpu import (
+from emulator.gpus.gpu import (
     Choice,
     Device,
     Needs,
@@ -88,7 +88,7 @@ def test_windows_subsystem_has_one_node_of_another_name(machine):
 def test_without_a_device_node_nothing_is_imported_or_loaded(tmp_path):
     code = (
         "import sys\n"
-        "from emulator.runners.gpu import System, probe\n"
+        "from emulator.gpus.gpu import System, probe\n"
         "before = set(sys.modules)\n"
         f"found = probe(System(device_directory={str(tmp_path)!r}))\n"
         "assert found.missing\n"
@@ -117,8 +117,7 @@ def test_missing_driver_library_is_said_with_the_loaders_words(machine):
 
 def test_driver_library_is_opened_and_never_called(machine):
     code = (
-        "from emulator.runners.gpu import System, probe\n"
-        f"assert probe({machine.system()!r}).devices\n"
+        f"from emulator.gpus.gpu import System, probe\nassert probe({machine.system()!r}).devices\n"
     )
     run_python(code)  # a process of its own, since a library is loaded once
     assert [call for call in machine.calls if "cu" in call] == ["libcuda loaded"]
@@ -128,7 +127,7 @@ def test_torch_is_not_imported(machine, tmp_path):
     (tmp_path / "torch.py").write_text("print('torch was imported')")
     code = (
         "import sys\n"
-        "from emulator.runners.gpu import Needs, System, choose, probe\n"
+        "from emulator.gpus.gpu import Needs, System, choose, probe\n"
         f"print(len(choose(probe({machine.system()!r}), Needs()).devices), 'torch' in sys.modules)"
     )
     assert run_python(code, tmp_path) == "1 False\n"
@@ -563,7 +562,7 @@ def test_choice_is_the_first_devices_with_enough_or_a_reason(devices, count, mem
 
 _CONFTEST = """
 import pytest
-from emulator.runners.gpu import System
+from emulator.gpus.gpu import System
 from pytest_fal import cuda
 
 def pytest_addoption(parser):
@@ -660,7 +659,7 @@ def test_needs_not_met_skip_the_test(inner_with_gpus):
 def test_closest_marker_wins_and_others_add_to_it(inner):
     result = inner.run(
         "from pytest_fal.cuda import needs_of\n"
-        "from emulator.runners.gpu import Needs\n"
+        "from emulator.gpus.gpu import Needs\n"
         "pytestmark = pytest.mark.fal_cuda(count=4, memory='1GB', name='A100')\n"
         "@pytest.mark.fal_cuda(count=3, memory='2GB')\n"
         "class TestIt:\n"
@@ -674,7 +673,7 @@ def test_closest_marker_wins_and_others_add_to_it(inner):
 def test_test_without_a_marker_needs_one_device(inner):
     result = inner.run(
         "from pytest_fal.cuda import needs_of\n"
-        "from emulator.runners.gpu import Needs\n"
+        "from emulator.gpus.gpu import Needs\n"
         "def test_gpu(request):\n"
         "    assert needs_of(request.node) == Needs(count=1)\n"
     )

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from leaks import Snapshot
 
 from emulator.errors import EmulatorError
-from emulator.runners.cuda import CudaRunners, assign, rotate
-from emulator.runners.cuda_version import too_old
-from emulator.runners.gpu import Choice, Device, Needs, Probe, choose, fitting
+from emulator.gpus.cuda import CudaRunners, assign, rotate
+from emulator.gpus.cuda_version import too_old
+from emulator.gpus.gpu import Choice, Device, Needs, Probe, choose, fitting
 
 ONE, TWO = L4["UUID"], H100["UUID"]
 GB = 10**9
@@ -357,7 +357,7 @@ def test_out_of_memory_is_the_platforms_503(fal_runner):
 # --- the fixture ---------------------------------------------------------------------------------
 
 CONFTEST = """
-from emulator.runners.gpu import System
+from emulator.gpus.gpu import System
 from pytest_fal import cuda
 
 def pytest_configure(config):
@@ -515,8 +515,8 @@ def test_runners_of_the_fixture_are_stopped_while_their_account_is_there(inner):
 
 def test_memory_that_is_not_given_back_is_a_warning(inner, process_runners):
     result = inner(
-        "import emulator.runners.cuda\n"
-        "emulator.runners.cuda._ATTEMPTS = 1\n"
+        "import emulator.gpus.cuda\n"
+        "emulator.gpus.cuda._ATTEMPTS = 1\n"
         "def test_it(fal_cuda_runner):\n"
         "    fal_cuda_runner(Sees)\n"
         "    os.environ['FAKE_GPU_0_FREE'] = '1'\n",

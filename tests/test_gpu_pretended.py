@@ -14,8 +14,8 @@ import pytest
 from fal.toolkit.compilation import get_gpu_type, synchronized_inductor_cache
 
 from emulator.errors import EmulatorError
-from emulator.runners.machine_types import MACHINE_TYPES
-from emulator.runners.nvidia_smi import script
+from emulator.gpus.machine_types import MACHINE_TYPES
+from emulator.gpus.nvidia_smi import script
 from emulator.storage import programs
 
 NAME = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

@@ -7,7 +7,7 @@ import pytest
 from fal.toolkit.compilation import get_gpu_type
 
 from emulator.errors import EmulatorError
-from emulator.runners.machine_types import MACHINE_TYPES, environment_of, pretend
+from emulator.gpus.machine_types import MACHINE_TYPES, environment_of, pretend
 
 WITH_GPU = [name for name, machine in MACHINE_TYPES.items() if machine.gpu]
 WITHOUT_GPU = [name for name, machine in MACHINE_TYPES.items() if not machine.gpu]

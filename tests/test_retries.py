@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from emulator.runners.options import Scaling
-from emulator.runners.retries import ATTEMPTS, Outcome, RetryPolicy, judge
+from emulator.fleets.options import Scaling
+from emulator.fleets.retries import ATTEMPTS, Outcome, RetryPolicy, judge
 
 QUEUED = RetryPolicy()
 DIRECT = RetryPolicy(queued=False)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulator.errors import EmulatorError
-from emulator.runners.options import Scaling
-from emulator.runners.scaling import (
+from emulator.fleets.options import Scaling
+from emulator.fleets.scaling import (
     Decision,
     Load,
     RunnerLoad,

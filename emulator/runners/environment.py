@@ -10,7 +10,7 @@ from emulator.errors import EmulatorError
 from emulator.storage import programs
 
 if TYPE_CHECKING:
-    from emulator.runners.machine_types import Pretended
+    from emulator.gpus.machine_types import Pretended
     from emulator.settings import Settings
 
 __all__ = ["SharedEnvironment", "variables"]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from emulator.errors import EmulatorError
+from emulator.gpus.machine_types import pretend
 from emulator.runners.current_app import CurrentApp
 from emulator.runners.elsewhere import Elsewhere
 from emulator.runners.environment import SharedEnvironment, variables
 from emulator.runners.limits import Limits
-from emulator.runners.machine_types import pretend
 from emulator.runners.output import OutputSplitter
 from emulator.runners.runner import Runner, Surroundings
 from emulator.runners.thread import ThreadRunner
@@ -23,11 +23,11 @@ from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER, parse_prefer
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
+    from emulator.gpus.machine_types import Pretended
     from emulator.identity import Identities
     from emulator.ledger import Ledger
     from emulator.network.resolver import Resolver
     from emulator.network.wire import Wire
-    from emulator.runners.machine_types import Pretended
     from emulator.settings import Settings
     from emulator.storage.disk import Disk
 

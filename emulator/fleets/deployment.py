@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 
 from emulator.errors import EmulatorError
-from emulator.runners import gateway_headers, waiting
-from emulator.runners.call import Call
-from emulator.runners.dispatch import Dispatch, Turn
-from emulator.runners.options import Scaling
-from emulator.runners.retries import RetryPolicy
+from emulator.fleets import gateway_headers, waiting
+from emulator.fleets.call import Call
+from emulator.fleets.dispatch import Dispatch, Turn
+from emulator.fleets.options import Scaling
+from emulator.fleets.retries import RetryPolicy
 from emulator.runners.runner import Runner
 
 __all__ = ["Deployment"]

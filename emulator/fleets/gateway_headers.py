@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import httpx
 
-from emulator.runners.retries import ErrorType
+from emulator.fleets.retries import ErrorType
 from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER
 
 __all__ = ["answer", "caller_id", "error", "forwarded", "start_deadline"]

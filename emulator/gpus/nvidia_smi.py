@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from emulator.runners.machine_types import GPU
+    from emulator.gpus.machine_types import GPU
 
 __all__ = ["CUDA_VERSION", "DRIVER_VERSION", "script"]
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import httpx
 
-from emulator.runners import gateway_headers
-from emulator.runners.call import Attempt, Call
-from emulator.runners.call_queue import CallQueue, Member, choose_member
-from emulator.runners.fleet import Fleet, Job, Platform
-from emulator.runners.options import Scaling
-from emulator.runners.retries import ErrorType, Outcome, judge
+from emulator.fleets import gateway_headers
+from emulator.fleets.call import Attempt, Call
+from emulator.fleets.call_queue import CallQueue, Member, choose_member
+from emulator.fleets.fleet import Fleet, Job, Platform
+from emulator.fleets.options import Scaling
+from emulator.fleets.retries import ErrorType, Outcome, judge
 from emulator.runners.runner import Runner, RunnerError, RunnerKilled
 
 if TYPE_CHECKING:

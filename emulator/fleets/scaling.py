@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from emulator.runners.options import Scaling
+from emulator.fleets.options import Scaling
 
 __all__ = [
     "SCHEDULING_DELAY",

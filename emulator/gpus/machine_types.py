@@ -98,7 +98,7 @@ class Pretended:
 
     def programs(self, runner: str) -> dict[str, str]:
         """The programs that such a runner has, by name; the GPUs are the *runner*'s own."""
-        from emulator.runners.nvidia_smi import script
+        from emulator.gpus.nvidia_smi import script
 
         return {"nvidia-smi": script(self.gpu, self.count, runner)}
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from emulator.runners.cuda_version import Version, parse_version, too_old
+from emulator.gpus.cuda_version import Version, parse_version, too_old
 
 if TYPE_CHECKING:
     import ctypes
 
-    from emulator.runners.nvml import Management
+    from emulator.gpus.nvml import Management
 
 __all__ = [
     "Choice",
@@ -204,7 +204,7 @@ class _MissingError(Exception):
 
 def _probe_driver(system: System) -> Probe:
     """Steps 2 to 5, for a machine that has a device node; any other is to import nothing for it."""
-    from emulator.runners import nvml
+    from emulator.gpus import nvml
 
     driver: str | None = None
     cuda: Version | None = None

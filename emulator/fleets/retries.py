@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emulator.runners.options import CONDITIONS, Scaling
+from emulator.fleets.options import CONDITIONS, Scaling
 
 __all__ = ["ATTEMPTS", "ErrorType", "Outcome", "RetryPolicy", "Verdict", "judge"]
 

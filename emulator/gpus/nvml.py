@@ -1,7 +1,7 @@
 """NVML, the driver's library that knows its GPUs, called through ctypes.
 
 It answers without a CUDA context, and closed again it leaves nothing behind in the process. Knows
-nothing of CUDA's own order or ``CUDA_VISIBLE_DEVICES``: that is :mod:`emulator.runners.gpu`, which
+nothing of CUDA's own order or ``CUDA_VISIBLE_DEVICES``: that is :mod:`emulator.gpus.gpu`, which
 imports this module only where there is a device node.
 """
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from emulator.runners.call import Attempt, Call
-from emulator.runners.scaling import Phase
+from emulator.fleets.call import Attempt, Call
+from emulator.fleets.scaling import Phase
 
 if TYPE_CHECKING:
     from emulator.runners.runner import Runner

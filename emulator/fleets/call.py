@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from emulator.runners import waiting
-from emulator.runners.retries import RetryPolicy
+from emulator.fleets import waiting
+from emulator.fleets.retries import RetryPolicy
 
 if TYPE_CHECKING:
     import httpx
 
-    from emulator.runners.dispatch import Dispatch
+    from emulator.fleets.dispatch import Dispatch
 
 __all__ = ["Attempt", "Call", "CallStatus"]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from emulator.runners import gpu
-from emulator.runners.gpu import Device, Needs, System, visible_devices
+from emulator.gpus import gpu
+from emulator.gpus.gpu import Device, Needs, System, visible_devices
 
 if TYPE_CHECKING:
     from emulator.runners.runner import Runner

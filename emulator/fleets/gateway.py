@@ -11,10 +11,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from emulator.errors import EmulatorError
-from emulator.runners.crew import Crew
-from emulator.runners.deployment import Deployment
-from emulator.runners.dispatch import Dispatch
-from emulator.runners.options import Scaling
+from emulator.fleets.crew import Crew
+from emulator.fleets.deployment import Deployment
+from emulator.fleets.dispatch import Dispatch
+from emulator.fleets.options import Scaling
 from emulator.sdk import load_app_module
 
 if TYPE_CHECKING:

@@ -13,11 +13,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from emulator.errors import EmulatorError
-from emulator.runners.call_queue import Member
-from emulator.runners.options import Scaling
-from emulator.runners.retries import ErrorType
-from emulator.runners.runner import Runner, RunnerError
-from emulator.runners.scaling import (
+from emulator.fleets.call_queue import Member
+from emulator.fleets.options import Scaling
+from emulator.fleets.retries import ErrorType
+from emulator.fleets.scaling import (
     SCHEDULING_DELAY,
     Decision,
     Load,
@@ -25,6 +24,7 @@ from emulator.runners.scaling import (
     crash_backoff,
     decide,
 )
+from emulator.runners.runner import Runner, RunnerError
 
 if TYPE_CHECKING:
     import threading

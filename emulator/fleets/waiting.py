@@ -14,9 +14,9 @@ from emulator.errors import EmulatorError
 if TYPE_CHECKING:
     import httpx
 
-    from emulator.runners.call import Call
-    from emulator.runners.call_queue import Member
-    from emulator.runners.dispatch import Dispatch
+    from emulator.fleets.call import Call
+    from emulator.fleets.call_queue import Member
+    from emulator.fleets.dispatch import Dispatch
 
 __all__ = ["direct_answer", "result", "settle"]
 

@@ -1,0 +1,1 @@
+"""Deployments: which runners there are, and which calls they get."""
