@@ -227,6 +227,10 @@ class Clock:
         """Call ``callback(old, new)`` after each jump, in the thread that moved the clock."""
         self._subscribers = [*self._subscribers, callback]
 
+    def same_device(self, device: int, as_device: int) -> None:
+        """Times set on a file count for it through another mount too: two numbers of devices."""
+        self._files.devices[device] = as_device
+
     def unsubscribe(self, callback: Subscriber) -> None:
         """Stop calling ``callback``; nothing happens if it is not called anyway."""
         self._subscribers = [known for known in self._subscribers if known != callback]

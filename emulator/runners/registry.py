@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emulator.ledger import Ledger
     from emulator.settings import Settings
     from emulator.storage.disk import Disk
+    from emulator.storage.distributed import Share
 
 __all__ = ["Runners"]
 
@@ -36,11 +37,13 @@ class Runners:
         ledger: Ledger,
         identities: Identities,
         settings: Callable[[], Settings],
+        place: Callable[[str, str | None, str | None], Share | None],
     ) -> None:
         self._disk = disk
         self._ledger = ledger
         self._identities = identities
         self._settings = settings
+        self._place = place
         self.all: list[Runner] = []
         self._alive: dict[int, ThreadRunner] = {}
         self._names: dict[int, str] = {}
@@ -85,14 +88,23 @@ class Runners:
 
     # --- booting ---------------------------------------------------------------------------------
 
-    def boot(self, app: type, isolation: str, gpu: str | None, env: dict[str, str]) -> Runner:
+    def boot(
+        self,
+        app: type,
+        isolation: str,
+        gpu: str | None,
+        env: dict[str, str],
+        placement: tuple[str | None, str | None] = (None, None),
+    ) -> Runner:
         """Boot an app on a new runner; see ``Emulator.runner``."""
         module = load_app_module()
         _check(module, app, isolation, gpu)
         self._count += 1
         name = f"runner-{self._count}"
         self._set_environment(env)
+        share = self._place(name, *placement)
         disk = self._disk.new_runner(name)
+        disk.share = share
         settings = self._settings()
         if settings.tmp_size is not None:
             disk.tmp.limit(settings.tmp_size)

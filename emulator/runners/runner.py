@@ -123,5 +123,7 @@ class RunnerFactory(Protocol):
         isolation: str = "thread",
         gpu: str | None = None,
         env: Mapping[str, str] | None = None,
+        server: str | None = None,
+        datacenter: str | None = None,
     ) -> Runner:
         """Boot an app and wait until it is set up; see ``Emulator.runner``."""

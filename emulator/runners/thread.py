@@ -126,6 +126,7 @@ class ThreadRunner(Runner):
         # A killed process calls nothing more, but the SDK's lifespan ends by calling these.
         nothing: dict[str, Callable[[], None]] = {"teardown": _nothing, "handle_exit": _nothing}
         self.app.__dict__.update(nothing)
+        self._disk.disconnect()
         self._loop.call_soon_threadsafe(self._cancel_everything)
         self._finish()
 

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError, NamespaceRefusedError
 from emulator.storage import mounts
@@ -28,6 +29,9 @@ from emulator.storage.visible import (
     working_directory,
 )
 from emulator.storage.volume import Volume
+
+if TYPE_CHECKING:
+    from emulator.storage.distributed import Share
 
 __all__ = ["DATA", "TMP", "Disk", "RunnerDisk", "remove_tree"]
 
@@ -300,11 +304,18 @@ class RunnerDisk:
     def __init__(self, disk: Disk, tmp: Volume) -> None:
         self._disk = disk
         self.tmp = tmp
+        #: ``/data`` as this runner sees it; None: the plain directory.
+        self.share: Share | None = None
 
     def enter(self) -> int:
         """Move the calling thread, and all it starts, onto the runner. Its namespace's number."""
         mounts.copy_namespace()
         self._disk.mount_over_tmp(self.tmp)
+        if self.share is not None:
+            place = working_directory()
+            self.share.mount(DATA)
+            if place == DATA or place.startswith(f"{DATA}/"):
+                mounts.attempt(lambda: os.chdir(place))
         number = mounts.current_namespace()
         self._disk.joined(number)
         return number
@@ -313,8 +324,15 @@ class RunnerDisk:
         """After the volume's limit changed: show it. Called on the runner."""
         self._disk.mount_over_tmp(self.tmp)
 
+    def disconnect(self) -> None:
+        """The runner is dead: what it still does in a ``/data`` of its own fails."""
+        share, self.share = self.share, None
+        if share is not None:
+            share.end()
+
     def discard(self) -> None:
         """The runner is shut down: what was in its ``/tmp`` is lost."""
+        self.disconnect()
         self.tmp.uncover()
         discarded = f"{self.tmp.backing}-discarded"
         os.rename(self.tmp.backing, discarded)
