@@ -205,7 +205,7 @@ class DistributedData:
         path, runner = f"/data/{what['path']}", self._places.get(what["runner"], what["runner"])
         arrives = _EPOCH + timedelta(microseconds=what["until"] // 1000)
         texts = {
-            "blocked": f"{runner} waits for the content of {path}, which arrives {arrives:%H:%M:%S}",
+            "blocked": f"{runner} waits for {path}: its content arrives {arrives:%H:%M:%S}",
             "released": f"{runner} reads {path}, whose content has arrived",
             "gave_up": f"{runner} got EIO for {path}: in {PATIENCE.total_seconds():g} s of real "
             f"time nobody moved the clock to {arrives:%H:%M:%S}. Call fal_clock.advance() while "

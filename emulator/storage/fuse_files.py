@@ -44,9 +44,7 @@ class FileOperations(NameOperations):
         cold_latency: nanoseconds that the first reading of anything else takes.
     """
 
-    def __init__(
-        self, tree: Tree, place: Place, warm: set[object], cold_latency: int = 0
-    ) -> None:
+    def __init__(self, tree: Tree, place: Place, warm: set[object], cold_latency: int = 0) -> None:
         super().__init__(tree, place)
         self.locks = Locks()
         self._warm = warm
@@ -114,7 +112,8 @@ class FileOperations(NameOperations):
         if version is None:
             return
         moment, now = self.tree.readable(version, self.place), self.tree.now()
-        if moment is not None and moment != ALWAYS and moment > now:
+        is_empty = self._status(node.item, version).st_size == 0  # nothing to wait for
+        if moment is not None and moment != ALWAYS and moment > now and not is_empty:
             raise NotYetError(moment, self.relative(node), "content")
         key = node.item.number, version
         if self._cold_latency and key not in self._warm:
@@ -133,8 +132,12 @@ class FileOperations(NameOperations):
         seen = self.tree.look(folder, name, self.place)
         if seen is not None:
             return self._open_existing(request, seen, flags)
-        if flags & os.O_EXCL and self.tree.is_taken(folder, name, self.place):
-            raise failure(errno.EEXIST)
+        taken = self.tree.is_taken(folder, name, self.place)
+        if taken is not None:
+            if flags & os.O_EXCL:
+                raise failure(errno.EEXIST)
+            self.tree.record(self.tree.history(folder, name), taken, self.place)
+            return self._open_existing(request, taken, flags)
         history = self.clear(folder, name)
         opened = os.O_CREAT | os.O_EXCL | flags & _KEPT_FLAGS
         descriptor = Descriptor(os.open(self.tree.child(folder, name), opened, mode))
@@ -146,7 +149,7 @@ class FileOperations(NameOperations):
         return entry + fuse.OPEN_OUT.pack(self.nodes.open(handle), 0, 0)
 
     def _open_existing(self, request: Request, item: object, flags: int) -> bytes:
-        """Between its look-up and its creation somebody else's arrived."""
+        """What is to be created is there: it just arrived, or is open on the same server."""
         if flags & os.O_EXCL or not isinstance(item, File):
             raise failure(errno.EEXIST)
         entry = self.entry(item)

@@ -1,4 +1,4 @@
-"""What a runner does to names and attributes in its /data: look up, list, create, remove, rename."""
+"""What a runner does to names in its /data: look up, list, create, remove, rename."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from collections.abc import Callable
 
 from emulator.storage import fuse
 from emulator.storage.fuse_nodes import Handle, Node, Nodes, Request
-from emulator.storage.fuse_tree import Content, Copy, File, Folder, Item, Tree, failure
+from emulator.storage.fuse_tree import (
+    Content,
+    Copy,
+    File,
+    Folder,
+    Item,
+    NameHistory,
+    Tree,
+    failure,
+)
 from emulator.storage.visibility import Place, Version
 
 __all__ = ["NameOperations"]
@@ -145,7 +154,7 @@ class NameOperations:
         self.tree.record(history, item, self.place)
         return self.entry(item)
 
-    def clear(self, folder: Folder, name: bytes) -> object:
+    def clear(self, folder: Folder, name: bytes) -> NameHistory | None:
         """Make place for a new name: what this runner does not see yet is replaced.
 
         Returns:
@@ -182,7 +191,7 @@ class NameOperations:
         status: os.stat_result,
         folder: Folder,
         name: bytes,
-        history: object,
+        history: NameHistory | None,
         *,
         publish: bool = False,
     ) -> Item:
@@ -191,7 +200,7 @@ class NameOperations:
         if os.geteuid() == 0 and (request.uid or request.gid):
             os.chown(path, request.uid, request.gid, follow_symlinks=False)
         item = self.tree.item(status, folder, name, self.place)
-        self.tree.record(history, item, self.place)  # type: ignore[arg-type]
+        self.tree.record(history, item, self.place)
         if publish and isinstance(item, File):
             self.tree.publish(item, self.place)
         return item

@@ -343,7 +343,7 @@ def _write(mount: Mount, parts: list[bytes]) -> None:
 
 
 def _greeting(request: Request, flags: int) -> bytes:
-    major, minor, readahead, offered = fuse.INIT_IN.unpack_from(request.data)
+    _, _, readahead, offered = fuse.INIT_IN.unpack_from(request.data)
     agreed = (fuse.FLAGS | flags) & offered
     pages = fuse.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
     numbers = (64, 48, fuse.MAX_WRITE, 1, pages, 0, 0)

@@ -13,14 +13,16 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
-from typing import Union
+from typing import Optional, Union
 
-from emulator.storage.visibility import Delays, History, Place, Version
+from emulator.storage.visibility import ALWAYS, Delays, History, Place, Version
 
-__all__ = ["Content", "Descriptor", "File", "Folder", "Item", "Tree", "failure"]
+__all__ = ["Content", "Descriptor", "File", "Folder", "Item", "NameHistory", "Tree", "failure"]
 
 #: Bytes as they were, or None: those that the file itself has now.
 Content = Union["Copy", None]
+#: What a name stood for; None: nothing.
+NameHistory = History[Optional["Item"]]
 
 
 def failure(number: int) -> OSError:
@@ -72,7 +74,7 @@ class Folder(Item):
     def __init__(self, number: int, status: os.stat_result) -> None:
         super().__init__(number, status)
         #: The names that have not arrived everywhere.
-        self.names: dict[bytes, History[Item | None]] = {}
+        self.names: dict[bytes, NameHistory] = {}
 
 
 class File(Item):
@@ -113,7 +115,7 @@ class Tree:
         self._count = 0
         self._items: dict[tuple[int, int], Item] = {}
         #: What has not arrived everywhere.
-        self._travelling: dict[History[Item | None], tuple[Folder, bytes]] = {}
+        self._travelling: dict[NameHistory, tuple[Folder, bytes]] = {}
         self._changing: set[File] = set()
 
     # --- where things are ------------------------------------------------------------------------
@@ -203,16 +205,16 @@ class Tree:
             return live
         return None if seen is None else seen.value
 
-    def is_taken(self, folder: Folder, name: bytes, observer: Place) -> bool:
-        """Whether somebody on the same server has just created it, and has it open still."""
+    def is_taken(self, folder: Folder, name: bytes, observer: Place) -> Item | None:
+        """What somebody on the same server has just created, and has open still.
+
+        Nobody else sees it, but one server does not make one name twice.
+        """
         history = folder.names.get(name)
         by = history.newest.by if history is not None else None
-        return (
-            history is not None
-            and history.newest.value is not None
-            and by is not None
-            and by.shares_server_with(observer)
-        )
+        if history is None or by is None or not by.shares_server_with(observer):
+            return None
+        return history.newest.value
 
     def names(self, folder: Folder, observer: Place) -> list[tuple[bytes, int, int]]:
         """What the observer sees in a folder: names, inodes and types."""
@@ -240,7 +242,7 @@ class Tree:
 
     # --- changes of names ------------------------------------------------------------------------
 
-    def history(self, folder: Folder, name: bytes) -> History[Item | None] | None:
+    def history(self, folder: Folder, name: bytes) -> NameHistory | None:
         """Where to record a change of a name; to be asked for before the change is made."""
         if not self.staged:
             return None
@@ -250,9 +252,7 @@ class Tree:
             self._travelling[known] = (folder, name)
         return known
 
-    def record(
-        self, history: History[Item | None] | None, value: Item | None, by: Place
-    ) -> None:
+    def record(self, history: NameHistory | None, value: Item | None, by: Place) -> None:
         """A name was changed by somebody: published at once, or with its file's content."""
         if history is None:
             return
@@ -349,7 +349,8 @@ class Tree:
 
     def arrival(self, path: bytes, observer: Place) -> tuple[int, int] | None:
         """When the newest state of a path is listed and readable there; None: nobody can tell."""
-        folder, moment = self.root, ALWAYS_THERE
+        folder: Folder = self.root
+        moment: tuple[int, int] | None = (ALWAYS, ALWAYS)
         names = [part for part in path.split(b"/") if part]
         for depth, name in enumerate(names, 1):
             item = self.live(folder, name)
@@ -357,11 +358,13 @@ class Tree:
                 return None
             history = folder.names.get(name)
             if history is not None and history.newest.value is item:
-                moment = _later(moment, history.newest, observer, self.delays)
+                listed = _arrival(history.newest, observer, self.delays)
+                # A name has no content of its own to wait for.
+                moment = _later(moment, listed and (listed[0], listed[0]))
             if isinstance(item, File):
                 if depth < len(names):
                     return None
-                moment = _later(moment, item.content.newest, observer, self.delays)
+                moment = _later(moment, _arrival(item.content.newest, observer, self.delays))
             else:
                 assert isinstance(item, Folder)
                 folder = item
@@ -369,27 +372,27 @@ class Tree:
                 return None
         return moment
 
-    def _forget_name(self, history: History[Item | None]) -> None:
+    def _forget_name(self, history: NameHistory) -> None:
         folder, name = self._travelling.pop(history)
         if folder.names.get(name) is history:
             del folder.names[name]
 
 
-ALWAYS_THERE = (-(1 << 63), -(1 << 63))
-
-
-def _later(
-    moment: tuple[int, int] | None,
-    version: Version[Item | None] | Version[Content],
-    observer: Place,
-    delays: Delays,
+def _arrival(
+    version: Version[Item | None] | Version[Content], observer: Place, delays: Delays
 ) -> tuple[int, int] | None:
+    """When a version is listed and readable."""
     if version.by is not None and version.at is None:
         return None
     listed, readable = version.listed(observer, delays), version.readable(observer, delays)
-    if moment is None or listed is None or readable is None:
+    return None if listed is None or readable is None else (listed, readable)
+
+
+def _later(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+    """When both have arrived."""
+    if one is None or other is None:
         return None
-    return max(moment[0], listed), max(moment[1], readable)
+    return max(one[0], other[0]), max(one[1], other[1])
 
 
 def copy_bytes(source: int, target: int) -> None:
