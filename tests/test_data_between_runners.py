@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import select
 import signal
 import sqlite3
 import subprocess
@@ -28,6 +29,10 @@ SECOND = timedelta(seconds=1)
 DATACENTER, LISTED, EVERYWHERE = 2, 5, 60
 FILE, LOCK, PART = Path("/data/a.bin"), Path("/data/lock"), Path("/data/a.bin.part")
 
+pytestmark = pytest.mark.skipif(
+    not os.access("/dev/fuse", os.R_OK | os.W_OK),
+    reason="a /data that differs between runners needs /dev/fuse (Docker: --device /dev/fuse)",
+)
 staged = pytest.mark.fal(
     data_visibility="staged",
     data_datacenter_delay=DATACENTER * SECOND,
@@ -966,8 +971,6 @@ def wait_for_end(number):
         watched = os.pidfd_open(number)
     except ProcessLookupError:
         return
-    import select
-
     poll = select.poll()
     poll.register(watched, select.POLLIN)
     ended = poll.poll(10_000)
@@ -1000,3 +1003,42 @@ def test_where_fuse_is_refused_it_says_what_to_do(tmp_path):
 def test_a_negative_delay_is_refused():
     with pytest.raises(ValueError, match="data_global_delay"):
         Settings(data_global_delay=timedelta(seconds=-1))
+
+
+@staged
+def test_without_its_process_everything_fails_and_says_so(boot, fal_clock):
+    runner = boot("a")
+    (server,) = [
+        int(number)
+        for number in Path(f"/proc/self/task/{threading.get_native_id()}/children")
+        .read_text()
+        .split()
+        if "fuse_server" in Path(f"/proc/{number}/cmdline").read_text()
+    ]
+    os.kill(server, signal.SIGKILL)
+    wait_for_end(server)
+    with pytest.raises(OSError):
+        runner.run(FILE.write_bytes, b"a")
+    with pytest.raises(EmulatorError) as failed:
+        fal_clock.advance(1)
+    assert str(failed.value) == (
+        "The process that answers for the runners' /data has ended. Nothing in /data can be read "
+        "or written by runners any more in this test."
+    )
+
+
+@staged
+def test_a_stopped_runner_leaves_the_others_alone(boot):
+    one, other = boot("a"), boot("a")
+    one.run(FILE.write_bytes, b"a")
+    one.stop()
+    assert other.run(FILE.read_bytes) == b"a"
+
+
+@staged
+def test_many_runners_come_and_go(boot):
+    for number in range(30):
+        runner = boot("a")
+        runner.run(Path(f"/data/{number}").write_text, "x")
+        runner.kill() if number % 2 else runner.stop()
+    assert len(boot("a").run(listing)) == 30

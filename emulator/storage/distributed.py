@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,7 @@ class DistributedData:
         if server is not None:
             self._clock.unsubscribe(self._clock_moved)
             server.stop()
+            mounts.attempt(lambda: os.rmdir(self._scratch()))
 
     # --- for a share -----------------------------------------------------------------------------
 
@@ -140,7 +142,8 @@ class DistributedData:
     def disconnect(self, share: Share) -> None:
         """Let everything that a runner does in its /data fail from now on."""
         if self._server is not None:
-            self._server.ask("end", runner=share.runner)
+            with suppress(EmulatorError):  # with the process everything has ended
+                self._server.ask("end", runner=share.runner)
 
     def same_device(self, device: int) -> None:
         """The times of a file are the same through this device as in the volume."""
@@ -163,9 +166,8 @@ class DistributedData:
             return self._server
 
     def _options(self) -> dict[str, Any]:
-        settings, backing = self._settings(), self._volume().backing
-        scratch = backing.parent / "data-as-others-see-it"
-        scratch.mkdir(exist_ok=True)
+        settings, scratch = self._settings(), self._scratch()
+        os.makedirs(scratch, exist_ok=True)
         delays = None
         if settings.data_visibility == "staged":
             parts = (
@@ -175,14 +177,18 @@ class DistributedData:
             )
             delays = [_span(part) for part in parts]
         return {
-            "root": str(backing),
-            "scratch": str(scratch),
+            "root": str(self._volume().backing),
+            "scratch": scratch,
             "delays": delays,
             "locks": settings.data_locks,
             "metadata_latency": _span(settings.data_metadata_latency),
             "cold_latency": _span(settings.data_cold_read_latency),
             "patience": PATIENCE.total_seconds(),
         }
+
+    def _scratch(self) -> str:
+        """Where copies are, which have no names: on the host's disk, beside the volume."""
+        return str(self._volume().backing.parent / "data-as-others-see-it")
 
     def _clock_moved(self, before: datetime, after: datetime) -> None:
         if self._server is not None:
@@ -200,7 +206,7 @@ class DistributedData:
                 self._clock.sleep(wanted / 1e9)
             return
         if event == "error":
-            self._ledger.event("data", f"an error of pytest-fal's own: {what['text']}")
+            self._ledger.event("data", f"an error: {what['text']}")
             return
         path, runner = f"/data/{what['path']}", self._places.get(what["runner"], what["runner"])
         arrives = _EPOCH + timedelta(microseconds=what["until"] // 1000)
@@ -318,6 +324,8 @@ class _Server:
             event = what.pop("event")
             try:
                 self._happened(event, what)
+            except Exception as error:  # an appointment of the test's, kept as the clock moves
+                self._happened("error", {"text": repr(error)})
             finally:
                 with self._news:
                     self._seen += 1

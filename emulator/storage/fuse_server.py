@@ -31,7 +31,7 @@ __all__ = ["main"]
 #: What is called again to see whether somebody outside gave a lock back: seconds.
 _LOCK_POLL = 0.02
 #: How long a stopped clock's owner may take to move it by a latency: seconds.
-_MOVE_PATIENCE = 5.0
+_MOVE_PATIENCE = 2.0
 #: Requests of one runner that are answered before the others have their turn.
 _TURN = 64
 #: The requests that a metadata service answers: one for each name looked up, listing, change.

@@ -11,7 +11,7 @@ from pathlib import Path
 import fal
 import httpx
 import pytest
-from gallery import bug
+from gallery import bug, needs_fuse
 from pydantic import BaseModel
 
 TOPIC = "Runners, /data and /tmp"
@@ -65,6 +65,7 @@ def test_a_second_runner_reads_a_file_that_is_being_written(fal_runner, fal_orig
     topic=TOPIC,
     seen=None,
 )
+@needs_fuse
 @pytest.mark.fal(
     data_visibility="staged",
     data_metadata_delay=timedelta(seconds=1),
@@ -111,6 +112,7 @@ def load_dataset_under_a_lock() -> bytes:
     topic=TOPIC,
     seen=None,
 )
+@needs_fuse
 @pytest.mark.fal(data_locks="per_runner")
 def test_a_file_lock_does_not_keep_another_runner_out(fal_runner, fal_origin, fal_faults):
     """A lock on a file in /data may have no effect between runners.
@@ -143,6 +145,7 @@ class Model(Empty):
     topic=TOPIC,
     seen=None,
 )
+@needs_fuse
 @pytest.mark.fal(data_cold_read_latency=timedelta(seconds=90))
 def test_the_first_reading_on_another_server_is_slow(fal_runner, fal_clock, fal_data):
     """What a server has not read yet, or no longer has in its cache, comes from far away.
