@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
 import mmap
 import os
 import select
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -819,6 +821,29 @@ def test_sqlite(runner, journal):
     assert runner.run(do) == (1000,)
 
 
+def test_programs_and_modules_run_from_it(runner):
+    def do():
+        shutil.copy("/bin/true", "/data/program")
+        subprocess.check_call(["/data/program"])
+        Path("/data/module.py").write_text("print('imported')")
+        return subprocess.check_output([sys.executable, "-c", "import module"], cwd="/data")
+
+    assert runner.run(do) == b"imported\n"
+
+
+def test_an_app_that_works_in_data(runner):
+    def do():
+        subprocess.check_call(
+            "mkdir work && cd work && echo 1 > a && mv ../work ../moved && cat a && echo 2 > b",
+            shell=True,
+            cwd="/data",
+            stdout=subprocess.DEVNULL,
+        )
+        return listing("/data/moved")
+
+    assert runner.run(do) == ["a", "b"]
+
+
 def test_errors_are_the_disks_own(runner):
     def error_of(function, *args):
         with pytest.raises(OSError) as raised:
@@ -885,6 +910,27 @@ def test_a_reader_that_nobody_releases_gets_an_error(boot, fal_clock, fal_ledger
         "runner-2 (server b, eu-west) got EIO for /data/a.bin: in 0.05 s of real time nobody moved "
         f"the clock to {arrival:%H:%M:%S}. Call fal_clock.advance() while it waits."
     )
+
+
+def open_with_the_interpreter_locked(path):
+    """As native code does that does not give the lock back: no Python code runs meanwhile."""
+    library = ctypes.PyDLL(None, use_errno=True)
+    return library.open(os.fsencode(path), os.O_RDONLY), errno.errorcode.get(ctypes.get_errno())
+
+
+@staged
+def test_native_code_that_waits_does_not_lock_up_everything(boot, fal_clock, monkeypatch):
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(milliseconds=50))
+    writer, elsewhere = boot("a"), boot("b", "eu-west")
+    writer.run(FILE.write_bytes, b"all")
+    fal_clock.advance(LISTED)
+    assert elsewhere.run(open_with_the_interpreter_locked, FILE) == (-1, "EIO")
+
+
+@pytest.mark.fal(data_metadata_latency=timedelta(hours=1))
+def test_native_code_does_not_wait_for_a_latency_for_ever(boot, fal_clock, monkeypatch):
+    monkeypatch.setattr(distributed, "MOVE_PATIENCE", timedelta(milliseconds=50))
+    assert boot().run(open_with_the_interpreter_locked, FILE) == (-1, "ENOENT")
 
 
 @staged

@@ -34,6 +34,9 @@ __all__ = ["DistributedData", "Share"]
 
 #: How long a reader waits in real time for somebody to move the clock.
 PATIENCE = timedelta(seconds=30)
+#: How long a request waits for a stopped clock to be moved by its latency: what makes it may be
+#: native code that holds the interpreter's lock, and then nobody can.
+MOVE_PATIENCE = timedelta(seconds=2)
 _MICROSECOND = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _PROGRAM = (
@@ -184,6 +187,7 @@ class DistributedData:
             "metadata_latency": _span(settings.data_metadata_latency),
             "cold_latency": _span(settings.data_cold_read_latency),
             "patience": PATIENCE.total_seconds(),
+            "move_patience": MOVE_PATIENCE.total_seconds(),
         }
 
     def _scratch(self) -> str:
@@ -235,12 +239,15 @@ class Share:
         Raises:
             EmulatorError: the kernel does not allow it; says what to do.
         """
-        descriptor = mounts.mount_fuse(target)
+        self.serve(mounts.mount_fuse(target))
+        self._data.same_device(os.stat(target).st_dev)
+
+    def serve(self, descriptor: int) -> None:
+        """Answer for what ``mounts.mount_fuse`` mounted, maybe in another process; closes it."""
         try:
             self._data.connect(descriptor, self)
         finally:
             os.close(descriptor)
-        self._data.same_device(os.stat(target).st_dev)
 
     def end(self) -> None:
         """The runner is gone: what it wrote is published, what it still does there fails."""

@@ -30,8 +30,6 @@ __all__ = ["main"]
 
 #: What is called again to see whether somebody outside gave a lock back: seconds.
 _LOCK_POLL = 0.02
-#: How long a stopped clock's owner may take to move it by a latency: seconds.
-_MOVE_PATIENCE = 2.0
 #: Requests of one runner that are answered before the others have their turn.
 _TURN = 64
 #: The requests that a metadata service answers: one for each name looked up, listing, change.
@@ -135,8 +133,7 @@ class Server:
         """Milliseconds until something that waits has to be looked at."""
         if not self._waiting:
             return None
-        moments = [_MOVE_PATIENCE]
-        now = self._clock.now()
+        moments, now = [60.0], self._clock.now()
         for waiting in self._waiting:
             if waiting.until is None:
                 moments.append(_LOCK_POLL)
@@ -146,9 +143,12 @@ class Server:
         return max(0.0, min(moments)) * 1000 + 0.1
 
     def _gives_up_at(self, waiting: Waiting) -> float:
-        if waiting.why == "content":
-            return waiting.since + float(self._options["patience"])
-        return waiting.since + (float("inf") if waiting.why == "lock" else _MOVE_PATIENCE)
+        if waiting.why == "lock":
+            return float("inf")
+        if waiting.why != "content" and self._clock.ticking:
+            return float("inf")
+        which = "patience" if waiting.why == "content" else "move_patience"
+        return waiting.since + float(self._options[which])
 
     def _serve_mount(self, mount: Mount) -> None:
         for _ in range(_TURN):
