@@ -446,6 +446,23 @@ def test_what_a_killed_runner_had_open_is_published_as_it_is(boot):
         file.close()
 
 
+@staged
+def test_what_a_killed_program_had_open_is_published_as_it_is(boot):
+    writer, same_server = boot("a"), boot("a")
+    code = "f = open('/data/a.bin', 'wb', 0); f.write(b'half'); print('ok', flush=True)"
+    with writer.run(
+        lambda: subprocess.Popen(
+            [sys.executable, "-c", f"{code}; input()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+    ) as program:
+        program.stdout.readline()
+        assert names(same_server) == [[]]
+        program.kill()
+    assert same_server.run(FILE.read_bytes) == b"half"
+
+
 # --- the SDK and the documentation's own code ----------------------------------------------------
 
 WEIGHTS = "https://example.com/model.safetensors"

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
@@ -40,7 +41,7 @@ MOVE_PATIENCE = timedelta(seconds=2)
 _MICROSECOND = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "import sys; sys.path.append(sys.argv.pop(1)); "
     "from emulator.storage.fuse_server import main; main()"
 )
 
@@ -262,7 +263,7 @@ class _Server:
         self._lock = threading.Lock()
         self._news = threading.Condition()
         self._seen = 0
-        self._readers: set[str] = set()
+        self._readers: Counter[str] = Counter()
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._events, events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parent.parent.parent)
@@ -309,7 +310,7 @@ class _Server:
     def wait_for_reader(self, rel: str, timeout: float) -> bool:
         """Whether a reader waits for a path within so many seconds."""
         with self._news:
-            return self._news.wait_for(lambda: rel in self._readers, timeout)
+            return self._news.wait_for(lambda: self._readers[rel] > 0, timeout)
 
     def stop(self) -> None:
         """End it."""
@@ -337,9 +338,9 @@ class _Server:
                 with self._news:
                     self._seen += 1
                     if event == "blocked":
-                        self._readers.add(what["path"])
+                        self._readers[what["path"]] += 1
                     elif event in ("released", "gave_up"):
-                        self._readers.discard(what["path"])
+                        self._readers[what["path"]] -= 1
                     self._news.notify_all()
 
     def _receive(self) -> bytes:

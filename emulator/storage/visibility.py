@@ -114,12 +114,22 @@ class History(Generic[Value]):
     def add(self, version: Version[Value]) -> None:
         """Something new, from the present state on."""
         self.versions.append(version)
+        self._forget_hidden()
 
     def publish(self, version: Version[Value], at: int) -> None:
         """The file was closed: of several that have it open the last to close wins."""
         version.at = at
         self.versions.remove(version)
         self.versions.append(version)
+        self._forget_hidden()
+
+    def _forget_hidden(self) -> None:
+        """What one maker made at one moment arrives together: but for the last, never seen."""
+        last = self.newest
+        if last.at is not None:
+            self.versions = [
+                v for v in self.versions if v is last or (v.by, v.at) != (last.by, last.at)
+            ]
 
     def seen_by(self, observer: Place, now: int, delays: Delays) -> Version[Value] | None:
         """The state that the observer sees; None: none has arrived."""
