@@ -22,6 +22,7 @@ from emulator.errors import EmulatorError, UnknownHostError
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
+from emulator.hosts.runner import RunnerHost
 from emulator.identity import Identities
 from emulator.ledger import Exchange, Ledger
 from emulator.network.aiohttp_context import AiohttpContext
@@ -37,6 +38,7 @@ from emulator.network.routes import Routes
 from emulator.network.trust import Authority
 from emulator.network.urllib_entrance import UrllibEntrance
 from emulator.network.wire import Abort, Peer, Stall, Wire
+from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
 from emulator.settings import Settings
@@ -137,8 +139,9 @@ class Emulator:
         app: type,
         *,
         isolation: str = "thread",
-        gpu: str | None = None,
+        gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
+        load: str = "pickle",
         server: str | None = None,
         datacenter: str | None = None,
     ) -> Runner:
@@ -146,9 +149,14 @@ class Emulator:
 
         Args:
             app: a subclass of ``fal.App``.
-            isolation: ``"thread"``: a thread of this process with mounts of its own.
-            gpu: a pretended GPU type; not there yet.
+            isolation: ``"thread"``: a thread of this process with mounts of its own, in
+                milliseconds. ``"process"``: a process, for crashes, signals, CUDA, and several apps
+                with an environment each.
+            gpu: a machine type, such as ``"H100"``, whose GPUs the runner pretends to have; True:
+                the app's own. It gets their ``nvidia-smi`` [§4.9].
             env: environment variables (secrets) of the app.
+            load: how a process gets the app: ``"pickle"``, as ``fal deploy`` sends it; or
+                ``"import"``, from its module.
             server: the server it is on, where a setting lets runners see different things in
                 /data; default: one of its own.
             datacenter: where that server is; default: ``Settings.region``.
@@ -159,12 +167,17 @@ class Emulator:
         """
         self._check_active("runner()")
         placement = server, datacenter
-        return self._runners.boot(app, isolation, gpu, dict(env or {}), placement)
+        return self._runners.boot(app, isolation, gpu, dict(env or {}), load, placement)
 
     @property
     def runners(self) -> list[Runner]:
         """All runners of this test, those that ended included."""
         return self._runners.all
+
+    @property
+    def fork_server(self) -> int | None:
+        """The process that runners' processes are forked from; None before the first of them."""
+        return self._disk.fork_server()
 
     @property
     def directory(self) -> str | None:
@@ -251,6 +264,7 @@ class Emulator:
             self.stop()
         if self._prepared:
             self._prepared = False
+            self._runners.close()
             self._wire.stop()
             self._store.close()
             for path in (self._bundle, self._certificate_file):
@@ -282,11 +296,10 @@ class Emulator:
         os.makedirs(self._spill, exist_ok=True)
         self._store = ObjectStore(self._spill, now=self.clock.now)
         self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
-        self._between = DistributedData(
-            self.clock, self.ledger, lambda: self.settings, lambda: self.data
-        )
+        settings = lambda: self.settings  # noqa: E731
+        self._between = DistributedData(self.clock, self.ledger, settings, lambda: self.data)
         self._runners = Runners(
-            self._disk, self.ledger, self._identities, lambda: self.settings, self._between.place
+            self._disk, self.ledger, self._identities, settings, self.clock, self._between.place
         )
         self._connect_network()
         self._prepared = True
@@ -295,8 +308,9 @@ class Emulator:
         router = self._router
         router.hosts = [
             self.origin,
-            RestHost(self._cdn, self._identities),
+            RestHost(self._cdn, self._identities, self._runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
+            RunnerHost(self._runners.named),
         ]
         router.lets_through = self._lets_through
         self._resolver = Resolver(
@@ -310,11 +324,15 @@ class Emulator:
         self._resolver.before_connect = self._strike_connection
         self._wire.flaw_of = self._strike_handshake
         router.addresses = self._resolver.addresses
+        self._runners.connect(self._wire, self._resolver)
         router.before_request = self.clock.keep_appointments
         self._httpx = HttpxEntrance(self._answer_with("httpx"), router.passes)
         self._urllib = UrllibEntrance(self._answer_with("urllib"), router.passes)
         self._aiohttp = AiohttpContext()
         self.clock.volumes = self._runners.backings
+        self.faults.killer = Killer(
+            self._runners.named, self._runners.newest_process, lambda: self._disk.directory
+        )
 
     def _reset_state(self) -> None:
         self._cdn.reset(self.settings)

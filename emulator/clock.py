@@ -56,6 +56,11 @@ class Clock:
             files=self._files,
         )
 
+    @property
+    def files(self) -> FileTimes:
+        """How the times of files are translated, and the clock's history."""
+        return self._files
+
     def __repr__(self) -> str:
         state = "stopped" if self.frozen else "shifted" if self.shifted else "real"
         return f"<Clock: {self.now():%Y-%m-%d %H:%M:%S} UTC, {state}>"
@@ -283,10 +288,11 @@ class Clock:
 
     def _start_sleep(self, seconds: float) -> Callable[[], object]:
         end = self._nanoseconds() + timedelta(seconds=seconds) // _MICROSECOND * 1000
-        return lambda: self._wake(end)
+        return lambda: self.wake(end)
 
-    def _wake(self, end: int) -> None:
-        """Move a clock that stands still forward to ``end``, keeping the appointments till then."""
+    def wake(self, end: int) -> None:
+        """End a sleep: move a clock that stands still forward to ``end``, in nanoseconds since the
+        epoch, keeping the appointments till then."""
         while self._agenda and (due := self._agenda.take(end)) is not None:
             self._creep(due.moment)
             due.callback()

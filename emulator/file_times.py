@@ -73,11 +73,29 @@ class FileTimes:
 
     def __init__(self, *, fine_stamps: bool = True) -> None:
         self.timeline = Timeline()
+        #: How often a time was set by hand, and what is to be called then.
+        self.pin_changes = 0
+        self.pinned: Callable[[], None] = lambda: None
         self._pins: dict[tuple[int, int], _Pin] = {}
         #: Devices through which the files of another one are seen.
         self.devices: dict[int, int] = {}
         self._probe: _StampProbe | None = None
         self._fine_stamps = fine_stamps and sys.platform == "linux"
+
+    @property
+    def pins(self) -> dict[tuple[int, int], _Pin]:
+        """The times that the timeline cannot tell, by device and number of the file."""
+        return self._pins
+
+    def set_pin(self, key: tuple[int, int], pin: _Pin | None) -> None:
+        """Take down times that the timeline cannot tell, or that it can again."""
+        if pin is None:
+            if self._pins.pop(key, None) is None:
+                return
+        else:
+            self._pins[key] = pin
+        self.pin_changes += 1
+        self.pinned()
 
     def forget(self) -> None:
         """Drop the timeline and every time that was set by hand."""
@@ -181,7 +199,7 @@ class FileTimes:
         status = _Real.fstat(path) if isinstance(path, int) else _Real.stat(path, **where)
         key = self._key(status)
         if None not in found:
-            self._pins.pop(key, None)
+            self.set_pin(key, None)
             return
         # What the file system kept, which may be coarser than what was asked for: then the app
         # is to read that, as it would in real time.
@@ -190,7 +208,7 @@ class FileTimes:
             (stamp, stamp if stamp != real else moment)
             for stamp, real, moment in zip(kept, written, wanted, strict=True)
         ]
-        self._pins[key] = _Pin(pairs[0], pairs[1], None)
+        self.set_pin(key, _Pin(pairs[0], pairs[1], None))
 
     # What parts the stamps from before a jump from those after it.
 
@@ -230,14 +248,13 @@ class FileTimes:
         if pin is not None and stamps[1] == pin.mtime[0] and stamps[0] == pin.atime[0]:
             # Set by hand, or pushed back by an earlier jump: only the ctime is still open.
             if pin.ctime is None or pin.ctime[0] != stamps[2]:
-                self._pins[key] = pin._replace(ctime=(stamps[2], virtual[2]))
+                self.set_pin(key, pin._replace(ctime=(stamps[2], virtual[2])))
             return
         with suppress(OSError):  # Gone in the meantime, or not ours to change.
             _Real.utime(path, ns=(behind[0], behind[1]), follow_symlinks=False)
             ctime = _Real.lstat(path).st_ctime_ns
-            self._pins[key] = _Pin(
-                (behind[0], virtual[0]), (behind[1], virtual[1]), (ctime, virtual[2])
-            )
+            pin = _Pin((behind[0], virtual[0]), (behind[1], virtual[1]), (ctime, virtual[2]))
+            self.set_pin(key, pin)
 
 
 class _StampProbe:

@@ -7,18 +7,32 @@ is skipped: each entry only undoes what a test could have changed.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emulator.errors import EmulatorError
 
-__all__ = ["SDKState", "load_app_module", "publish_current_app", "quick_package_list"]
+if TYPE_CHECKING:
+    from emulator.runners.pickling import Sender
+
+__all__ = [
+    "SDKState",
+    "app_of",
+    "load_app",
+    "load_app_module",
+    "pickle_app",
+    "publish_current_app",
+    "quick_package_list",
+    "warm_package_list",
+]
 
 _PROVIDERS = "fal.toolkit.file.providers.fal"
 _FILE = "fal.toolkit.file.file"
@@ -219,6 +233,57 @@ def publish_current_app(app: object) -> None:
     sys.modules["fal.ref"].current_app = app  # type: ignore[attr-defined]
 
 
+def pickle_app(app: Any, sender: Sender) -> bytes:
+    """An app as the SDK sends it to the platform: the function that makes and serves it, pickled.
+
+    The app's own module goes by value, and so does the SDK [study §0, 5].
+
+    Raises:
+        EmulatorError: it cannot be pickled; says what to write.
+    """
+    from emulator.runners.pickling import by_value
+
+    options = dict(app.host_kwargs)
+    try:
+        with by_value(app):
+            return sender.dumps(load_app_module().wrap_app(app).func)
+    except Exception as error:
+        raise EmulatorError(
+            f"{app.__name__} cannot be pickled, as `fal run` and `fal deploy` do to send it to the "
+            f"platform: {error!r}. Make what it refers to picklable (import it inside the method, "
+            f'or make it in setup()), or let the runner import the app: load="import".'
+        ) from error
+    finally:
+        app.host_kwargs = options  # wrap_app of fal < 1.81.4 changes them
+
+
+def load_app(app: bytes | tuple[str, str]) -> Callable[[], Any]:
+    """The function that makes and serves an app; called once, on the main thread.
+
+    Args:
+        app: pickled by :func:`pickle_app`, or the module and qualified name to import.
+    """
+    if isinstance(app, bytes):
+        loaded: Callable[[], Any] = pickle.loads(app)
+        return loaded
+    module_name, name = app
+    found: Any = importlib.import_module(module_name)
+    for part in name.split("."):
+        found = getattr(found, part)
+    imported: Callable[[], Any] = load_app_module().wrap_app(found).func
+    return imported
+
+
+def app_of(serve: Callable[[], Any] | None) -> Any:
+    """The app that a function of :func:`load_app` has made; None before.
+
+    It is the current app of the SDK as that function has it, which for a pickled one is a copy.
+    """
+    names = getattr(serve, "__globals__", {})
+    setter = names.get("set_current_app")
+    return getattr(setter, "__globals__", {}).get("current_app")
+
+
 @contextmanager
 def quick_package_list() -> Iterator[None]:
     """Let the SDK print the installed packages without reading their metadata at every boot.
@@ -247,6 +312,11 @@ class _Package:
 
 
 _packages: list[_Package] = []
+
+
+def warm_package_list() -> None:
+    """Read the list now, for all processes that are forked from this one."""
+    _installed_packages(importlib.metadata.distributions)
 
 
 def _installed_packages(real: Callable[[], Any]) -> list[_Package]:

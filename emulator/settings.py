@@ -95,6 +95,20 @@ class Settings(BaseModel):
         description="From SIGTERM to SIGKILL; an app's own wins [§4.3].",
     )
 
+    startup_timeout: timedelta = Field(
+        default=timedelta(seconds=600),
+        description="From a runner's start until its app is set up; an app's own wins [§4.4].",
+    )
+    request_timeout: timedelta = Field(
+        default=timedelta(seconds=3600),
+        description="How long a runner may take over a request; an app's own wins [§4.4].",
+    )
+    runner_after_503: Literal["killed", "kept"] = Field(
+        default="killed",
+        description="What becomes of a runner that answers 503: killed, as documented, or kept "
+        "[§4.6].",
+    )
+
     # --- CDN -------------------------------------------------------------------------------------
     cdn_host: Literal["v3.fal.media", "v3b.fal.media"] = Field(
         default="v3b.fal.media",

@@ -73,8 +73,23 @@ class Timeline:
         """The first real instant that is not told as it is; None while all are."""
         return self._boundaries[0] if self._length else None
 
-    def __bool__(self) -> bool:
-        return self._length > 0
+    @property
+    def last(self) -> Segment:
+        """The segment that the clock is in; only for a timeline that has one."""
+        return self._segments[self._length - 1]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def goes_on_from(self, earlier: Timeline) -> bool:
+        """Whether this is *earlier* and what came after it."""
+        return not earlier or (
+            self._segments is earlier._segments and self._length >= earlier._length
+        )
+
+    def since(self, length: int) -> list[Segment]:
+        """The segments but for the first so many."""
+        return self._segments[length : self._length]
 
     def then(self, boundary: int, real: int, virtual: int, *, ticking: bool) -> Timeline:
         """Return a timeline that from ``boundary`` on shows ``virtual`` as of ``real``.
@@ -96,7 +111,7 @@ class Timeline:
 
     def now(self, real: int) -> int:
         """Return what the clock shows while real time is ``real``: the last segment decides."""
-        return self._segments[self._length - 1].virtual_at(real) if self else real
+        return self.last.virtual_at(real) if self else real
 
     def virtual_at(self, real: int, now: int) -> int:
         """Return what the clock showed at ``real``, an instant of the past.

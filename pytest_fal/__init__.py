@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
     from emulator.storage.volume import Volume
-    from pytest_fal.warnings import UnusedFaultWarning
+    from pytest_fal.warnings import MemoryNotGivenBackWarning, UnusedFaultWarning
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "Faults",
     "Gate",
     "Ledger",
+    "MemoryNotGivenBackWarning",
     "MockRouter",
     "Origin",
     "Runner",
@@ -63,6 +64,7 @@ _MODULES = {
     "Faults": "emulator.network.faults",
     "Gate": "emulator.network.fault",
     "Ledger": "emulator.ledger",
+    "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
     "Origin": "emulator.hosts.origin",
     "Runner": "emulator.runners.runner",

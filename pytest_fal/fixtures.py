@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from emulator.hosts.origin import Origin
     from emulator.ledger import Ledger
     from emulator.network.faults import Faults
-    from emulator.runners.runner import Runner, RunnerFactory
+    from emulator.runners.runner import RunnerFactory
     from emulator.storage.cdn import CDN
     from emulator.storage.volume import Volume
 
@@ -99,21 +99,14 @@ def fal_runner(fal_emulator: Emulator) -> RunnerFactory:
 
 
 @pytest.fixture
-def fal_cuda_runner(request: pytest.FixtureRequest) -> RunnerFactory:
-    """As ``fal_runner``, on a CUDA device; skips where there is none.
+def fal_cuda_runner(request: pytest.FixtureRequest) -> Generator[RunnerFactory, None, None]:
+    """As ``fal_runner``, on CUDA devices and in a process of its own; skips where there are none.
 
     What the test needs stands in its marker:
-    ``@pytest.mark.fal_cuda(count=1, memory="24GB", capability=(8, 0))``.
+    ``@pytest.mark.fal_cuda(count=1, memory="24GB", capability=(8, 0))``. Each runner gets devices
+    that no other has, while there are enough.
     """
-    from emulator.runners.gpu import visible_devices
     from pytest_fal import cuda
 
-    devices = cuda.require(request)
-    emulator: Emulator = request.getfixturevalue("fal_emulator")
-
-    def boot(app: type, **options: Any) -> Runner:
-        environment = dict(options.pop("env", None) or {})
-        environment.setdefault("CUDA_VISIBLE_DEVICES", visible_devices(devices))
-        return emulator.runner(app, env=environment, **options)
-
-    return boot
+    with cuda.runners_of(request) as runners:
+        yield runners.boot

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from emulator.account import Emulator
     from emulator.settings import Settings
 
-__all__ = ["close", "emulator_of", "has_emulator", "settings_of"]
+__all__ = ["close", "emulator_of", "lives_on", "settings_of"]
 
 _emulator = pytest.StashKey["Emulator"]()
 AUTHORITY = "fal_authority"
@@ -32,9 +32,12 @@ def emulator_of(request: pytest.FixtureRequest) -> Emulator:
     return config.stash[_emulator]
 
 
-def has_emulator(config: pytest.Config) -> bool:
-    """Whether a fixture has asked for the emulator yet."""
-    return _emulator in config.stash
+def lives_on(config: pytest.Config) -> set[str]:
+    """What has been started so far and lives until the session ends."""
+    if _emulator not in config.stash:
+        return set()
+    pid = config.stash[_emulator].fork_server
+    return {"emulator"} if pid is None else {"emulator", f"fork server {pid}"}
 
 
 def _test_paths(config: pytest.Config) -> list[str]:

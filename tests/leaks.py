@@ -20,7 +20,7 @@ import freezegun.api
 import httpcore
 
 #: Threads and descriptors of the session's emulator, which live until the session ends.
-SESSION_THREADS = ("fal-wire", "fal-sweeper")
+SESSION_THREADS = ("fal-wire", "fal-sweeper", "fal-forkserver")
 
 
 def patched_attributes() -> dict[str, object]:
@@ -86,6 +86,7 @@ class Snapshot:
     path: list[str]
     attributes: dict[str, object]
     frozen: int
+    torch: bool
 
     @classmethod
     def take(cls) -> Snapshot:
@@ -99,6 +100,7 @@ class Snapshot:
             path=list(sys.path),
             attributes=patched_attributes(),
             frozen=len(freezegun.api.freeze_factories),
+            torch="torch" in sys.modules,
         )
 
     def leaks_since(self, expected: tuple[str, ...] = ()) -> list[str]:
@@ -140,6 +142,8 @@ class Snapshot:
         ]
         if now.frozen != self.frozen:
             leaks.append("freezegun is still engaged")
+        if now.torch and not self.torch:
+            leaks.append("torch was imported into pytest's process")
         return leaks
 
 

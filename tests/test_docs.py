@@ -21,15 +21,18 @@ PAGES = {
 def test_the_snippets_of_a_page_run(snippets, pytester):
     if "data_visibility" in "".join(snippets) and not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("a /data that differs between runners needs /dev/fuse")
-    count = 0
+    count = on_cuda = 0
     for number, code in enumerate(snippets, 1):
         pytester.makepyfile(**{f"test_snippet_{number}": code})
         tests = len(re.findall(r"^def test_", code, re.MULTILINE))
         assert tests, f"snippet {number}: a Python snippet of the documentation has to be a test"
         count += tests
+        on_cuda += len(re.findall(r"^def test_\w+\([^)]*fal_cuda_runner", code, re.MULTILINE))
     # One run for all: to start one takes longer than the snippets.
     result = pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=count)
+    skipped = result.parseoutcomes().get("skipped", 0)
+    assert skipped <= on_cuda, "only what needs a CUDA device may be skipped where there is none"
+    result.assert_outcomes(passed=count - skipped, skipped=skipped)
 
 
 def test_the_readme_shows_every_fixture():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -19,15 +20,33 @@ from emulator.storage.lifecycle import rewrite_file_name
 __all__ = ["RestHost"]
 
 _NAMES = frozenset({"rest.fal.ai", "rest.alpha.fal.ai"})
+_LOST = (
+    "the request's context was lost: this upload has no request id, no token and no lifecycle "
+    "preference of the caller's. The SDK has them in the endpoint and asyncio.to_thread, not in "
+    "threads of the app's own, executors, websockets, nor where an app that came by pickle imports "
+    "the toolkit in a method"
+)
 _STORAGE_TYPES = {"fal-cdn-v3": None, "fal-cdn": None, "gcs": "storage.googleapis.com"}
 
 
 class RestHost:
-    """The account's REST API, as far as files need it."""
+    """The account's REST API, as far as files need it.
 
-    def __init__(self, cdn: CDN, identities: Identities) -> None:
+    Args:
+        cdn: where files go.
+        identities: whose token is whose.
+        is_outside_of_requests: whether what a runner sends without a request's id should have one.
+    """
+
+    def __init__(
+        self,
+        cdn: CDN,
+        identities: Identities,
+        is_outside_of_requests: Callable[[str | None], bool] = lambda _runner: False,
+    ) -> None:
         self._cdn = cdn
         self._identities = identities
+        self._is_outside_of_requests = is_outside_of_requests
         self._paths = PathRouter()
         self._paths.add("POST", r"/storage/auth/token", self._token)
         self._paths.add("POST", r"/storage/upload/initiate", self._initiate)
@@ -78,12 +97,15 @@ class RestHost:
         if storage_type not in _STORAGE_TYPES:
             raise UploadError(422, f"unknown storage_type {storage_type!r}")
         data = _json(request)
+        request_id = request.headers.get("x-fal-request-id")
+        if request_id is None and self._is_outside_of_requests(exchange.runner):
+            exchange.notes.append(_LOST)
         lifecycle = read_lifecycle(request, exchange, self._cdn.settings)
         return self._cdn.begin(
             rewrite_file_name(str(data.get("file_name") or "upload.bin")),
             str(data.get("content_type") or "application/octet-stream"),
             lifecycle,
-            request.headers.get("x-fal-request-id"),
+            request_id,
             host=_STORAGE_TYPES[storage_type],
             runner=exchange.runner,
         )

@@ -120,8 +120,12 @@ def flipped(chunks: Chunks) -> Iterator[bytes]:
         yield bytes(damaged)
 
 
-def held(chunks: Chunks, count: int, hold: Callable[[], None]) -> Iterator[bytes]:
-    """Call *hold* after *count* bytes, if there are more."""
+def held(chunks: Chunks, count: int | None, hold: Callable[[], None]) -> Iterator[bytes]:
+    """Call *hold* after *count* bytes, if there are more; None: after the last one."""
+    if count is None:
+        yield from chunks
+        hold()
+        return
     for chunk in chunks:
         if 0 <= count < len(chunk):
             yield bytes(chunk[:count])

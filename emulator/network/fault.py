@@ -18,7 +18,7 @@ from emulator.network.matching import Target, Which
 
 __all__ = ["Fault", "Flaw", "Gate", "NotConnected", "Stage", "Strike", "Strikes"]
 
-Stage = Literal["lookup", "connect", "handshake", "exchange"]
+Stage = Literal["lookup", "connect", "handshake", "exchange", "file"]
 Flaw = Literal["expired", "wrong_host", "untrusted", "handshake"]
 
 
@@ -53,6 +53,8 @@ class Fault:
     #: A certificate's flaw, at the handshake.
     flaw: Flaw | None = None
     struck: list[Exchange] = field(default_factory=list, repr=False)
+    #: How often it struck where there was no exchange: at a file.
+    strikes: int = 0
     #: Where the test injected it: file and line.
     place: tuple[str, int] = ("", 0)
     #: How many fitting requests there were.
@@ -60,13 +62,18 @@ class Fault:
 
     def __repr__(self) -> str:
         which = f" ({self.which})" if str(self.which) else ""
-        return f"<{type(self).__name__}: {self.kind}{which}, struck {len(self.struck)} times>"
+        return f"<{type(self).__name__}: {self.kind}{which}, struck {self.count} times>"
+
+    @property
+    def count(self) -> int:
+        """How often it struck."""
+        return len(self.struck) + self.strikes
 
     @property
     def is_due(self) -> bool:
         """Whether it strikes what fits now: not before the nth, not more often than told."""
         late_enough = self.which.nth is None or self.seen >= self.which.nth
-        return late_enough and (self.which.times is None or len(self.struck) < self.which.times)
+        return late_enough and (self.which.times is None or self.count < self.which.times)
 
     def strike(self, exchange: Exchange) -> None:
         """Count a strike."""
@@ -177,7 +184,7 @@ class Strikes:
     @property
     def unused(self) -> list[Fault]:
         """The faults that never struck, and were to."""
-        return [f for f in self._faults if not f.struck and not f.which.optional]
+        return [f for f in self._faults if not f.count and not f.which.optional]
 
     def end(self) -> None:
         """Reset the connections that gates hold; what struck can still be asked for."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from emulator.network.matching import Matchers
+    from emulator.runners.killing import Killer
 
 __all__ = ["Fault", "Faults", "Gate"]
 
@@ -62,6 +63,8 @@ class Faults(Strikes):
     def __init__(self, sleep: Callable[[float], None]) -> None:
         super().__init__()
         self._sleep = sleep
+        #: Kills runners; set where there are some.
+        self.killer: Killer | None = None
 
     # --- instead of an answer --------------------------------------------------------------------
 
@@ -237,6 +240,94 @@ class Faults(Strikes):
             _change(response, lambda chunks: bodies.truncated(chunks, count))
 
         return self._add(Fault(f"truncated after {count} bytes", Which.of(which), on_response=cut))
+
+    # --- the end of a runner ---------------------------------------------------------------------
+
+    def kill_runner(
+        self,
+        after: int | Literal["body"] = 0,
+        of: Side = "response",
+        *,
+        file: str | None = None,
+        **which: Unpack[Matchers],
+    ) -> Fault:
+        """Kill a runner, as SIGKILL does, at a point of what it is at work on.
+
+        At a point of a request that it makes: everything that came before has arrived, and its
+        process waits for more. Or at a file that it writes: then as soon as the file is there,
+        which may be a little later. Only a runner in a process can be killed at a point.
+
+        Args:
+            after: so many bytes of the body; ``"body"``: all of it. A body of no more than *after*
+                bytes passes. Of a file: as soon as it has so many.
+            of: ``"response"``: the server has handled the request by then. ``"request"``: it has
+                not.
+            file: a path as an app has it, with ``*`` for anything: ``"/data/models/*.bin"``. It is
+                the newest runner that is killed, or the one that *runner* names; at a file in
+                ``/tmp`` the one whose it is.
+            which: the matchers; with *file* only *runner*, *times* and *optional*.
+        """
+        chosen = Which.of(which)
+        if file is not None:
+            return self._kill_at_file(file, _whole(after, "kill_runner(after=...)"), chosen, which)
+        count = None if after == "body" else _whole(after, "kill_runner(after=...)")
+        where = "its body" if count is None else f"{count} bytes"
+        fault = Fault(f"runner killed after {where} of the {of}", chosen)
+
+        def kill(request: httpx.Request, exchange: Exchange) -> None:
+            request.extensions.get("fal_arrived", lambda: None)()
+            self._required_killer().at_request(
+                exchange.runner, f"after {where} of the {of}, {exchange.method} {exchange.url}"
+            )
+            raise bodies.reset()
+
+        def before(request: httpx.Request, exchange: Exchange) -> None:
+            if count == 0:
+                kill(request, exchange)
+            chunks: Any = request.stream
+            request.stream = Body(bodies.held(chunks, count, lambda: kill(request, exchange)))
+
+        def after_it(response: httpx.Response, request: httpx.Request, exchange: Exchange) -> None:
+            if count == 0:
+                response.close()
+                kill(request, exchange)
+            _change(
+                response,
+                lambda chunks: bodies.held(chunks, count, lambda: kill(request, exchange)),
+            )
+
+        if _is_request(of):
+            fault.on_request = before
+        else:
+            fault.on_response = after_it
+        return self._add(fault)
+
+    def _kill_at_file(self, file: str, size: int, chosen: Which, given: Any) -> Fault:
+        of_requests = [name for name in given if name not in ("runner", "times", "optional")]
+        if of_requests:
+            raise EmulatorError(
+                "kill_runner(file=...) strikes at a file, not at a request: leave "
+                f"{of_requests[0]} "
+                'out, and write for example kill_runner(file="/data/models/*", runner="runner-2").'
+            )
+        if not file.startswith(("/data/", "/tmp/")):
+            raise EmulatorError(
+                f"kill_runner(file={file!r}) takes a path in /data or /tmp as an app has it, for "
+                'example file="/data/models/*.bin".'
+            )
+        fault = Fault(f"runner killed at {file}", chosen, stage="file")
+        self._required_killer().at_file(file, size, chosen.runner, fault)
+        return self._add(fault)
+
+    def _required_killer(self) -> Killer:
+        assert self.killer is not None
+        return self.killer
+
+    def end(self) -> None:
+        """Reset the connections that gates hold, and watch no files any more."""
+        super().end()
+        if self.killer is not None:
+            self.killer.end()
 
     # --- what comes is late or wrong -------------------------------------------------------------
 

@@ -11,16 +11,27 @@ import _socket
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from emulator.errors import UnknownHostError
 from emulator.network.router import unknown_host
-from emulator.network.wire import Peer, Wire
+from emulator.network.wire import Peer
 
 __all__ = ["Resolver", "UnknownNameError", "is_local"]
 
 _EMULATED = ipaddress.ip_network("192.88.99.0/24")
 _LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "localhost.localdomain", ""})
+
+
+class Line(Protocol):
+    """Where emulated connections go: the wire, or the way to it from another process."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where to connect to."""
+
+    def expect(self, local_port: int, peer: Peer) -> None:
+        """Say where the connection of that local port was meant to go."""
 
 
 class UnknownNameError(UnknownHostError, socket.gaierror):
@@ -53,7 +64,7 @@ class Resolver:
 
     def __init__(
         self,
-        wire: Wire,
+        wire: Line,
         answers: Callable[[str], bool],
         lets_through: Callable[[str], bool],
         report: Callable[[str], None],
@@ -98,6 +109,24 @@ class Resolver:
         if _is_address(name) or (name not in self._chosen and self._lets_through(name)):
             return ()
         return self._chosen.get(name) or (self._allot(name),)
+
+    def lookup(self, name: str) -> tuple[str, ...] | None:
+        """The emulated addresses of a name, for another process; None: it is a real one.
+
+        Raises:
+            UnknownNameError: nothing answers for it.
+            socket.gaierror: what a fault raises.
+        """
+        return self._addresses(name)
+
+    def admits(self, host: str, port: int, kind: int) -> bool:
+        """Whether a connection of another process goes to the wire; False: it is let through.
+
+        Raises:
+            UnknownHostError: nothing answers there.
+            OSError: what a fault raises.
+        """
+        return self._admits(host, port, kind)
 
     # --- what stands in for socket's functions ---------------------------------------------------
 
@@ -223,13 +252,29 @@ class Resolver:
         if not _is_address(host):
             family, kind = sock.family, sock.type
             host = str(self._getaddrinfo(host, port, family, kind)[0][4][0])
+        if not is_local(host) and self._admits(host, port, sock.type):
+            return self._connect_to_wire(real, sock, host, port)
+        return self._connect_for_real(real, sock, (host, *address[1:]))
+
+    def _admits(self, host: str, port: int, kind: int) -> bool:
+        """Whether a connection to this address goes to the wire; False: it is let through.
+
+        Raises:
+            UnknownHostError: nothing answers there.
+            OSError: what a fault raises.
+        """
         if host in self._real_addresses or self._lets_through(host):
-            return real(sock, (host, *address[1:]))
-        if not self._is_emulated(host) or sock.type == socket.SOCK_DGRAM:
+            return False
+        if not self._is_emulated(host) or kind == socket.SOCK_DGRAM:
             self._report(f"connecting to {host}:{port}: nothing in this test answers for it")
             raise unknown_host(host, f"connecting to {host}:{port}", f"https://{host}:{port}/")
         self.before_connect(self._name_of.get(host, host), host, port)
-        return self._connect_to_wire(real, sock, host, port)
+        return True
+
+    def _connect_for_real(
+        self, real: Callable[[Any, Any], Any], sock: socket.socket, address: Any
+    ) -> Any:
+        return real(sock, address)
 
     def _connect_to_wire(
         self, real: Callable[[Any, Any], Any], sock: socket.socket, host: str, port: int

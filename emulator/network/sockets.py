@@ -11,7 +11,9 @@ from fcntl import ioctl
 from termios import TIOCOUTQ
 from typing import cast
 
-__all__ = ["let_arrive", "receive_raw", "shut_down", "socket_of_port"]
+__all__ = ["hasten_socket", "let_arrive", "receive_raw", "shut_down", "socket_of_port"]
+
+_NO_TIME = 0.001
 
 _ARRIVAL_STEPS = 200
 
@@ -44,6 +46,19 @@ def socket_of_port(port: int) -> socket.socket | None:
                 if thing.getsockname()[1:2] == (port,):
                     return cast("socket.socket", thing)
     return None
+
+
+def hasten_socket(port: int) -> bool:
+    """Let reads of this process's socket with that local port time out at once.
+
+    But for one that has begun. Only for a blocking socket that has a time-out; whether it is one.
+    """
+    client = socket_of_port(port)
+    if client is None or not client.gettimeout():
+        return False
+    with suppress(OSError):  # it has hung up meanwhile
+        client.settimeout(_NO_TIME)
+    return True
 
 
 def receive_raw(sock: socket.socket, size: int) -> bytes:

@@ -24,7 +24,7 @@ import httpx
 from emulator.errors import EmulatorError
 from emulator.network import http1
 from emulator.network.http1 import ClientGoneError
-from emulator.network.sockets import let_arrive, receive_raw, shut_down, socket_of_port
+from emulator.network.sockets import hasten_socket, let_arrive, receive_raw, shut_down
 from emulator.network.trust import Authority, FlawedHandshake, ServerSide
 
 __all__ = ["Abort", "ClientGoneError", "Peer", "Stall", "Wire"]
@@ -40,7 +40,6 @@ JOIN_SECONDS = 5.0
 
 _TLS_HANDSHAKE = b"\x16"
 _JOINED_SEND = 65_536
-_NO_TIME = 0.001
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _HANG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
@@ -77,9 +76,9 @@ class Wire:
     The handler is called in a thread of the connection, with these ``request.extensions``:
     ``fal_client`` is ``"wire"``; ``fal_peer`` is a `Peer` or None; ``fal_wait(seconds)`` sleeps,
     raising `ClientGoneError` as soon as the client is gone; ``fal_hasten()`` makes the client's
-    next read time out at once. It has to read the request's body before it returns. An
-    exception's ``fal_response``, if it has one, is its answer; any other but `Abort` and `Stall`
-    is answered with a 500 and kept in ``errors``.
+    next read time out at once; ``fal_arrived()`` waits until its side has all that was sent. It has
+    to read the request's body before it returns. An exception's ``fal_response``, if it has one, is
+    its answer; any other but `Abort` and `Stall` is answered with a 500 and kept in ``errors``.
     """
 
     def __init__(
@@ -90,6 +89,8 @@ class Wire:
         self.handler = handler
         #: Asked before each handshake for the flaw that it is to have.
         self.flaw_of: Callable[[str, Peer | None], str | None] = lambda _name, _peer: None
+        #: Asked to hasten a client in another process; whether it is in one, and was hastened.
+        self.hasten_elsewhere: Callable[[Peer, int], bool] = lambda _peer, _port: False
         self._tls = authority.listener_context(self._choose_name)
         self._peers: dict[int, Peer] = {}
         self._announced = threading.Condition()
@@ -299,14 +300,16 @@ class _Connection:
     def hasten(self) -> bool:
         """Let the client's reads time out at once, but for one that has begun.
 
-        Only for a blocking socket of this process that has a time-out; whether it is one.
+        Only for a blocking socket that has a time-out, of this process or a runner's; whether it
+        is one.
         """
-        client = socket_of_port(self.port)
-        if client is None or not client.gettimeout():
-            return False
-        with suppress(OSError):  # it has hung up meanwhile
-            client.settimeout(_NO_TIME)
-        return True
+        if self._peer is not None and self._wire.hasten_elsewhere(self._peer, self.port):
+            return True
+        return hasten_socket(self.port)
+
+    def arrived(self) -> None:
+        """Wait until the client's side has all that was sent."""
+        let_arrive(self._socket)
 
     def _stall(self) -> bool:
         """Keep quiet until the client hangs up; whether it did."""
@@ -385,6 +388,7 @@ class _Connection:
             "fal_peer": self._peer,
             "fal_wait": self.wait,
             "fal_hasten": self.hasten,
+            "fal_arrived": self.arrived,
         }
         if url.raw_path != head.target:
             extensions["target"] = head.target  # for an exact forward, and "OPTIONS *"

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from emulator.runners.cuda_version import Version, parse_version, too_old
+
 if TYPE_CHECKING:
     import ctypes
 
@@ -27,6 +29,7 @@ __all__ = [
     "Probe",
     "System",
     "choose",
+    "fitting",
     "parse_memory",
     "probe",
     "visible_devices",
@@ -64,23 +67,30 @@ class Device:
 class Probe:
     """What is usable: devices in CUDA's order, or the step that is ``missing``; never both.
 
-    ``notes`` say what else bears on the answer, such as devices that are hidden.
+    ``notes`` say what else bears on the answer, such as devices that are hidden. ``cuda`` is the
+    latest version that the driver supports, where it tells.
     """
 
     devices: tuple[Device, ...]
     missing: str | None
     driver: str | None
     notes: tuple[str, ...] = ()
+    cuda: Version | None = None
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a test asks for; memory must be free on each device. Raises ValueError when unclear."""
+    """What a test asks for; memory must be free on each device. Raises ValueError when unclear.
+
+    ``cuda`` is what the driver has to support: ``"12.4"``, or ``"12"`` for any of that major
+    version. Where it is left out, it is the major version that an installed torch is built for.
+    """
 
     count: int = 1
     memory: int | str | None = None
     capability: tuple[int, int] | None = None
     name: str | None = None
+    cuda: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, with the argument to write instead."""
@@ -94,12 +104,17 @@ class Needs:
             raise ValueError(
                 f'name={self.name!r} is no part of a device\'s name: write name="H100"'
             )
-        _ = self.memory_bytes
+        _ = self.memory_bytes, self.cuda_version
 
     @property
     def memory_bytes(self) -> int:
         """The memory asked for on each device, in bytes; 0 when none is."""
         return 0 if self.memory is None else parse_memory(self.memory)
+
+    @property
+    def cuda_version(self) -> Version | None:
+        """The version of CUDA asked for; None when none is."""
+        return None if self.cuda is None else parse_version(self.cuda)
 
 
 @dataclass(frozen=True)
@@ -127,13 +142,21 @@ def choose(probe: Probe, needs: Needs) -> Choice:
     """
     if probe.missing is not None:
         return Choice((), probe.missing)
-    fit = tuple(device for device in probe.devices if not _shortcomings(device, needs))
+    outdated = too_old(probe.driver, probe.cuda, needs.cuda_version)
+    if outdated is not None:
+        return Choice((), f"CUDA: {outdated}")
+    fit = fitting(probe, needs)
     if len(fit) >= needs.count:
         return Choice(fit[: needs.count], None)
     described = [_describe(device, needs) for device in probe.devices]
     there = {0: "none is there", 1: "1 is there"}.get(len(fit), f"{len(fit)} are there")
     explained = "; ".join([*described, *probe.notes])
     return Choice((), f"CUDA: {_asked(needs)} asked for and {there}: {explained}")
+
+
+def fitting(probe: Probe, needs: Needs) -> tuple[Device, ...]:
+    """All devices that meet the needs, in CUDA's order."""
+    return tuple(device for device in probe.devices if not _shortcomings(device, needs))
 
 
 def visible_devices(devices: Sequence[Device]) -> str:
@@ -184,17 +207,19 @@ def _probe_driver(system: System) -> Probe:
     from emulator.runners import nvml
 
     driver: str | None = None
+    cuda: Version | None = None
     try:
         # Step 2. Opening is all: ``cuInit`` would tie the process to CUDA.
         nvml.load_library(system.driver_library, "the driver library", "compute")
         # Step 3.
         with nvml.Management(system.management_library, system.host_memory) as management:
             driver = management.driver_version()
+            cuda = management.cuda_version()
             gpus = _list_gpus(management, driver)
         devices, notes = _visible(gpus, system.environ)
     except (_MissingError, nvml.UnavailableError) as missing:
-        return Probe((), f"CUDA: {missing}", driver)
-    return Probe(tuple(devices), None, driver, tuple(notes))
+        return Probe((), f"CUDA: {missing}", driver, cuda=cuda)
+    return Probe(tuple(devices), None, driver, tuple(notes), cuda)
 
 
 def _check_device_node(system: System) -> None:

@@ -27,6 +27,8 @@ class Lifespan:
             BaseException: whatever the app's setup raised.
         """
         self._task = asyncio.create_task(self._serve(), name="lifespan")
+        # Nobody asks for what it raised where the runner is killed meanwhile.
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
         await self._ask("startup")
 
     async def shutdown(self) -> None:

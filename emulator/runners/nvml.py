@@ -92,6 +92,16 @@ class Management:
         """Read the version of the driver, such as ``570.124.06``."""
         return self.text("nvmlSystemGetDriverVersion")
 
+    def cuda_version(self) -> tuple[int, int] | None:
+        """Read the latest version of CUDA that the driver supports; None: it does not tell."""
+        try:
+            number = self.number("nvmlSystemGetCudaDriverVersion_v2")
+        except _RefusedError as refused:
+            if refused.code not in (_NOT_SUPPORTED, _NOT_FOUND, _FUNCTION_NOT_FOUND):
+                raise
+            return None
+        return number // 1000, number % 1000 // 10
+
     def capability(self, handle: ctypes.c_void_p) -> tuple[int, int]:
         """Read the compute capability of a GPU; MIG instances have that of their GPU."""
         major, minor = ctypes.c_int(), ctypes.c_int()

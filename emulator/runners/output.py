@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
+import fcntl
 import json
+import os
 import re
+import select
 import sys
+import termios
+import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
-__all__ = ["OutputSplitter", "readable", "without_noise"]
+__all__ = ["OutputSplitter", "Transcript", "readable", "without_noise"]
 
 #: The SDK prints every installed package at every start; it belongs to the runner's log only.
 _NOISE = "[debug] Python packages installed:"
+#: What uvicorn says of every app, whatever happens.
+_SERVER = re.compile(
+    r"INFO:     (Started server process|Waiting for application|Application (startup|shutdown) "
+    r"complete|Uvicorn running on|Shutting down|Finished server process)"
+)
+#: How often, and how many seconds apart, is looked whether a pipe was read.
+_LOOKS, _LOOK = 2000, 0.0005
 #: The SDK prints an unhandled exception as one line of JSON, its frames in reverse.
 _TRACEBACK = '{"traceback": '
 _INSTALLED = ("/site-packages/", "/dist-packages/", "/lib/python3")
@@ -75,6 +88,72 @@ class _Split:
         return getattr(self._stream, name)
 
 
+class Transcript:
+    """What a runner's process prints, read from its end of a pipe.
+
+    All of it is kept; what a person wants to see goes on to this process's stdout, line by line.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = -1
+        self._lock = threading.Lock()
+        self._ended = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pieces: list[str] = []
+        self._line = ""
+
+    @property
+    def text(self) -> str:
+        """All that was printed so far, what is still in the pipe included."""
+        for _ in range(_LOOKS):
+            if not self._waits():
+                break
+            _pause(_LOOK)
+        return "".join(self._pieces)
+
+    def follow(self, descriptor: int) -> None:
+        """Read from this pipe; it is closed at its end."""
+        self.descriptor = descriptor
+
+    def read(self) -> bool:
+        """Take what there is; whether there may be more."""
+        with self._lock:
+            chunk = os.read(self.descriptor, 65_536)
+            self._keep(self._decoder.decode(chunk, final=not chunk))
+            if not chunk:
+                self._show(self._line)
+                os.close(self.descriptor)
+                self._ended = True
+            return bool(chunk)
+
+    def _waits(self) -> bool:
+        """Whether something that was printed has not been read yet."""
+        with self._lock:
+            if self._ended or self.descriptor < 0:
+                return False
+            size = fcntl.ioctl(self.descriptor, termios.FIONREAD, bytes(4))
+            return any(size)
+
+    def _keep(self, text: str) -> None:
+        self._pieces.append(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._show(f"{line}\n")
+
+    def _show(self, line: str) -> None:
+        if line and not _is_noise(line):
+            sys.stdout.write(readable(line) if line.startswith(_TRACEBACK) else line)
+
+
+def _pause(seconds: float) -> None:
+    """Wait in real time, whatever the clock says."""
+    select.select([], [], [], seconds)
+
+
+def _is_noise(line: str) -> bool:
+    return line.startswith(_NOISE) or _SERVER.match(line) is not None
+
+
 def readable(line: str) -> str:
     """An exception as the SDK prints it, as Python does: the app's own frames, in order.
 
@@ -98,5 +177,5 @@ def readable(line: str) -> str:
 
 def without_noise(output: str) -> list[str]:
     """The lines of a runner's output as a person reads them."""
-    lines = [line for line in output.splitlines() if not line.startswith(_NOISE)]
+    lines = [line for line in output.splitlines() if not _is_noise(line)]
     return [shown for line in lines for shown in readable(line).splitlines()]

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from emulator.errors import EmulatorError
 from emulator.runners.current_app import CurrentApp
+from emulator.runners.elsewhere import Elsewhere
+from emulator.runners.environment import SharedEnvironment, variables
+from emulator.runners.machine_types import pretend
 from emulator.runners.output import OutputSplitter
-from emulator.runners.runner import Runner
+from emulator.runners.runner import Runner, Surroundings
 from emulator.runners.thread import ThreadRunner
 from emulator.sdk import load_app_module, publish_current_app, quick_package_list
 from emulator.storage import mounts
 from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER, parse_preference
 
 if TYPE_CHECKING:
+    from emulator.clock import Clock
     from emulator.identity import Identities
     from emulator.ledger import Ledger
+    from emulator.network.resolver import Resolver
+    from emulator.network.wire import Wire
+    from emulator.runners.machine_types import Pretended
     from emulator.settings import Settings
     from emulator.storage.disk import Disk
     from emulator.storage.distributed import Share
 
 __all__ = ["Runners"]
+
+_ISOLATIONS = ("thread", "process")
 
 
 class Runners:
@@ -37,21 +45,24 @@ class Runners:
         ledger: Ledger,
         identities: Identities,
         settings: Callable[[], Settings],
+        clock: Clock,
         place: Callable[[str, str | None, str | None], Share | None],
     ) -> None:
         self._disk = disk
         self._ledger = ledger
         self._identities = identities
         self._settings = settings
+        self._clock = clock
         self._place = place
         self.all: list[Runner] = []
         self._alive: dict[int, ThreadRunner] = {}
         self._names: dict[int, str] = {}
         self._count = 0
-        self._environment: dict[str, str | None] = {}
-        self._given: dict[str, str] = {}
+        self._environment = SharedEnvironment()
         self._output = OutputSplitter(self._sink)
         self._stand_in = CurrentApp(self._app_here)
+        self._booting = threading.Lock()
+        self._elsewhere = Elsewhere(self.all, clock, disk)
 
     def reset(self) -> None:
         """Forget the runners of the last test."""
@@ -60,10 +71,21 @@ class Runners:
         self._names.clear()
         self._count = 0
 
+    def connect(self, wire: Wire, resolver: Resolver) -> None:
+        """Say what serves the names and connections of runners in processes."""
+        self._elsewhere.connect(wire, resolver)
+
+    def close(self) -> None:
+        """End what lives longer than one test."""
+        self._elsewhere.close()
+
     # --- who is here -----------------------------------------------------------------------------
 
     def number_here(self) -> int | None:
-        """The number of the runner that the calling thread is on."""
+        """The number of the runner that the calling thread is on, or acts for."""
+        acting = self._elsewhere.acting_for
+        if acting is not None:
+            return acting
         if not self._alive:
             return None
         number = mounts.current_namespace()
@@ -77,14 +99,33 @@ class Runners:
         """The name of a runner."""
         return None if number is None else self._names.get(number)
 
+    def named(self, name: str | None) -> Runner | None:
+        """The runner of this name."""
+        return next((runner for runner in self.all if runner.name == name), None)
+
+    def newest_process(self) -> Runner | None:
+        """The runner in a process that was started last, of those that live."""
+        return self._elsewhere.newest()
+
+    def is_outside_of_requests(self, name: str | None) -> bool:
+        """Whether an upload of this runner's without a request's context has lost it [§1.9].
+
+        Not in ``setup`` and ``teardown``, nor in what a test runs there, which have none.
+        """
+        runner = self.named(name)
+        if runner is None or runner.state not in ("IDLE", "RUNNING"):
+            return False
+        return runner.in_flight > 0 or not runner.runs
+
     def backings(self) -> Iterator[str]:
         """Where all volumes really are; their files' times follow the clock."""
         if self._disk.directory is None:
             return
         yield str(self._disk.data.backing)
         yield str(self._disk.tmp.backing)
-        for runner in self._alive.values():
-            yield str(runner.tmp.backing)
+        for runner in self.all:
+            if runner.state != "TERMINATED":
+                yield str(runner.tmp.backing)
 
     # --- booting ---------------------------------------------------------------------------------
 
@@ -92,25 +133,27 @@ class Runners:
         self,
         app: type,
         isolation: str,
-        gpu: str | None,
+        gpu: str | bool | None,
         env: dict[str, str],
+        load: str,
         placement: tuple[str | None, str | None] = (None, None),
     ) -> Runner:
         """Boot an app on a new runner; see ``Emulator.runner``."""
         module = load_app_module()
-        _check(module, app, isolation, gpu)
-        self._count += 1
-        name = f"runner-{self._count}"
-        self._set_environment(env)
-        share = self._place(name, *placement)
-        disk = self._disk.new_runner(name)
-        disk.share = share
-        settings = self._settings()
-        if settings.tmp_size is not None:
-            disk.tmp.limit(settings.tmp_size)
-        headers, grace = self._gateway_headers(), self._grace(app)
-        runner = ThreadRunner(name, app, disk, headers, self._changed, grace, self._intercept)
-        self.all.append(runner)
+        _check(module, app, isolation)
+        pretended = pretend(gpu, app)
+        with self._booting:
+            self._count += 1
+            name = f"runner-{self._count}"
+            around = self._surroundings(name, env, pretended, placement)
+            runner: Runner
+            if isolation == "process":
+                runner = self._elsewhere.runner(name, app, around, load)
+            else:
+                own = pretended is not None
+                self._environment.enter(self._settings(), env, own, alone=not self._alive)
+                runner = ThreadRunner(name, app, around)
+            self.all.append(runner)
         with quick_package_list():
             try:
                 runner.start()
@@ -133,30 +176,55 @@ class Runners:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _changed(self, runner: ThreadRunner, state: str) -> None:
+    def _surroundings(
+        self,
+        name: str,
+        env: Mapping[str, str],
+        pretended: Pretended | None,
+        placement: tuple[str | None, str | None],
+    ) -> Surroundings:
+        settings, share = self._settings(), self._place(name, *placement)
+        disk = self._disk.new_runner(name, pretended.programs(name) if pretended else {})
+        disk.share = share
+        if share is not None:  # threads share theirs, of the account's region
+            env = {"FAL_REGION": share.datacenter, **env}
+        if settings.tmp_size is not None:
+            disk.tmp.limit(settings.tmp_size)
+        return Surroundings(
+            disk=disk,
+            clock=self._clock,
+            settings=settings,
+            gateway=self._gateway_headers(),
+            environment=variables(settings, env, pretended),
+            changed=self._changed,
+            note=lambda text: self._ledger.event("runner", text),
+            intercept=self._intercept,
+        )
+
+    def _changed(self, runner: Runner, state: str) -> None:
         """A runner's life went on (called from its thread or the test's)."""
+        if state not in ("request", "END"):
+            self._ledger.event("runner", f"{runner.name} {state}")
+        if isinstance(runner, ThreadRunner):
+            self._thread_changed(runner, state)
+        elif state == "SETUP":
+            self._names[self._elsewhere.number_of(runner)] = runner.name
+
+    def _thread_changed(self, runner: ThreadRunner, state: str) -> None:
         if state == "request":
             self._output.install()
-            return
-        if state == "END":
-            self._forget(runner)
-            return
-        self._ledger.event("runner", f"{runner.name} {state}")
-        if state == "SETUP" and runner.namespace is not None:
+        elif state == "SETUP" and runner.namespace is not None:
             self._alive[runner.namespace] = runner
             self._names[runner.namespace] = runner.name
             self._output.install()
             self._publish()
-        elif state == "TERMINATED":
-            # Also where the thread did not end: a blocking endpoint of a killed runner.
-            self._forget(runner)
-            if not self._alive:
+        elif state in ("END", "TERMINATED"):
+            # Both: the thread of a killed runner may not end, in a blocking endpoint.
+            self._alive.pop(runner.namespace or 0, None)
+            self._publish()
+            if state == "TERMINATED" and not self._alive:
                 self._output.uninstall()
-                self._restore_environment()
-
-    def _forget(self, runner: ThreadRunner) -> None:
-        self._alive.pop(runner.namespace or 0, None)
-        self._publish()
+                self._environment.leave()
 
     def _publish(self) -> None:
         """The SDK has one current app a process: the only one there is, or a stand-in."""
@@ -180,7 +248,7 @@ class Runners:
             "x-fal-cdn-token": token.token,
         }
 
-    def _intercept(self, runner: ThreadRunner, request: httpx.Request) -> httpx.Response | None:
+    def _intercept(self, runner: Runner, request: httpx.Request) -> httpx.Response | None:
         """Report, or refuse, a lifecycle preference of the caller's that is wrong.
 
         The app itself swallows one that it cannot read, and passes on any other [§8, pitfall 7].
@@ -199,59 +267,15 @@ class Runners:
             return None  # whether the gateway looks at the numbers is not known; uploads do
         return httpx.Response(400, json={"detail": parsed.error[1]}, request=request)
 
-    def _grace(self, app: type) -> timedelta:
-        own = getattr(app, "termination_grace_period_seconds", None)
-        return timedelta(seconds=own) if own else self._settings().termination_grace_period
 
-    def _set_environment(self, given: dict[str, str]) -> None:
-        settings = self._settings()
-        if not self._alive:
-            self._given = {}
-        for name, value in given.items():
-            if self._given.get(name, value) != value:
-                raise EmulatorError(
-                    f"{name} is {self._given[name]!r} for a runner that is alive. Runners in "
-                    f"threads share the process's environment: stop() the other one first, or "
-                    f"give both the same env."
-                )
-        self._given.update(given)
-        names = {
-            "IS_ISOLATE_AGENT": "1",
-            "FAL_APP_NAME": settings.app_name,
-            "FAL_APP_ID": f"emulated-{settings.app_name}",
-            "FAL_JOB_ID": "emulated-job",
-            "FAL_USER_NICKNAME": settings.nickname,
-            "FAL_HOST": "api.alpha.fal.ai",
-            "FAL_REGION": settings.region,
-            "HF_HOME": "/data/.cache/huggingface",
-            **given,
-        }
-        for name in ("FAL_RUNNER_STATE", *names):
-            self._environment.setdefault(name, os.environ.get(name))
-        os.environ.update(names)
-
-    def _restore_environment(self) -> None:
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._environment = {}
-
-
-def _check(module: Any, app: object, isolation: str, gpu: str | None) -> None:
+def _check(module: Any, app: object, isolation: str) -> None:
     if not (isinstance(app, type) and issubclass(app, module.App)):
         raise EmulatorError(
             f"fal_runner() boots a subclass of fal.App, and {app!r} is none. "
             f"Write for example fal_runner(MyApp), without instantiating it."
         )
-    if isolation != "thread":
+    if isolation not in _ISOLATIONS:
         raise EmulatorError(
-            f"isolation={isolation!r} is not there yet. Write fal_runner({app.__name__}): the app "
-            f'then runs in a thread with mounts of its own (isolation="thread").'
-        )
-    if gpu is not None:
-        raise EmulatorError(
-            f"gpu={gpu!r}: pretended GPUs are not there yet. Leave gpu out, or use "
-            f"fal_cuda_runner on a machine that has one."
+            f"isolation={isolation!r} is not known. Write fal_runner({app.__name__}): the app then "
+            f'runs in a thread with mounts of its own; or isolation="process" for a process.'
         )

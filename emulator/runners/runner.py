@@ -1,86 +1,308 @@
-"""A runner as a test sees it: an app that was booted, its requests, its ``/tmp``, its end."""
+"""A runner as a test sees it: an app that was booted, its requests, its ``/tmp``, its end.
+
+What the platform does with any runner is here; how an app is made to run, in a thread or in a
+process, is its subclasses'.
+"""
 
 from __future__ import annotations
 
 import abc
+import concurrent.futures
+import threading
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import httpx
 
 from emulator.errors import EmulatorError
-from emulator.storage.volume import Volume
+from emulator.runners import limits
+from emulator.runners.output import without_noise
+from emulator.runners.supervision import Supervision
 
-__all__ = ["Runner", "RunnerError", "RunnerFactory", "State"]
+if TYPE_CHECKING:
+    from emulator.clock import Clock
+    from emulator.settings import Settings
+    from emulator.storage.disk import RunnerDisk
+    from emulator.storage.volume import Volume
+
+__all__ = [
+    "Runner",
+    "RunnerError",
+    "RunnerFactory",
+    "RunnerKilled",
+    "StartupError",
+    "State",
+    "Surroundings",
+]
 
 #: The states of platform facts §4.1 that a runner of its own goes through.
-State = Literal["SETUP", "IDLE", "RUNNING", "DRAINING", "TERMINATED"]
+State = Literal["SETUP", "IDLE", "RUNNING", "DRAINING", "TERMINATING", "TERMINATED"]
 Result = TypeVar("Result")
+
+_FINISH_SECONDS = 10.0
+_ENDING = ("DRAINING", "TERMINATING", "TERMINATED")
 
 
 class RunnerError(EmulatorError):
     """A runner could not do what the test asked of it."""
 
 
+class StartupError(RunnerError):
+    """A runner ended before its app was set up, without an exception of the app's."""
+
+
+class RunnerKilled(BaseException):
+    """Ends the code of a runner in a thread that is killed while it sleeps.
+
+    As a signal does, it passes by ``except Exception``.
+    """
+
+
+@dataclass
+class Surroundings:
+    """What a runner finds on the platform.
+
+    ``changed`` is told each new state, ``note`` what the platform decided, ``intercept`` is what
+    fal's gateway answers a request itself (None lets it through to the app).
+    """
+
+    disk: RunnerDisk
+    clock: Clock
+    settings: Settings
+    #: Headers that the gateway adds.
+    gateway: Mapping[str, str]
+    environment: dict[str, str]
+    changed: Callable[[Any, str], None]
+    note: Callable[[str], None]
+    intercept: Callable[[Any, httpx.Request], httpx.Response | None]
+
+
 class Runner(abc.ABC):
     """One runner with one app.
 
     Requests get the headers that fal's gateway adds (request id, endpoint, caller, CDN token)
-    unless the test gives its own.
+    unless the test gives its own. As on the platform, a runner that answers 503 is killed, and so
+    is one that takes longer than ``request_timeout`` over a request [§4.6].
     """
 
-    def __init__(self, name: str, app_class: type, tmp: Volume, gateway: Mapping[str, str]) -> None:
+    def __init__(self, name: str, app_class: type, around: Surroundings) -> None:
         self.name = name
         self.app_class = app_class
         #: This runner's ``/tmp``. Emptied when it shuts down.
-        self.tmp = tmp
-        self._gateway = dict(gateway)
+        self.tmp: Volume = around.disk.tmp
+        self._around = around
+        self._life: State = "SETUP"
+        #: How it ended, where it did not end in order: ``"killed: it answered 503"``,
+        #: ``"crashed: its process ended by SIGSEGV"``.
+        self.end: str | None = None
+        self._lock = threading.RLock()
+        self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        #: How many functions of the test's are at work on it.
+        self.runs = 0
         self._client: httpx.Client | None = None
+        self._finisher: int | None = None
+        self._is_over = threading.Event()
+        self._supervision = Supervision(self, around.clock, around.settings, around.note)
 
     def __repr__(self) -> str:
         return f"<Runner {self.name} {self.app_class.__name__} {self.state}>"
 
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life [§4.1]."""
+        if self.end is not None:
+            return "TERMINATED"
+        return "RUNNING" if self._life == "IDLE" and self.in_flight else self._life
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests it is at work on."""
+        return self._supervision.in_flight
+
+    @property
+    def url(self) -> str:
+        """Where any client reaches the app while the test runs, as through fal's gateway.
+
+        For ``fal.app.AppClient(MyApp, runner.url)``, requests, aiohttp or another app.
+        """
+        return f"http://{self.name}.runner.fal"
+
     @property
     @abc.abstractmethod
-    def state(self) -> State:
-        """Where it is in its life."""
+    def isolation(self) -> str:
+        """``"thread"`` or ``"process"``."""
 
     @property
     @abc.abstractmethod
     def output(self) -> str:
         """What the app printed, to stdout and stderr."""
 
-    @abc.abstractmethod
     def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Call a function on the runner: its ``/tmp``, its current app. Its result or exception."""
+        """Call a function on the runner: its ``/tmp``, its current app. Its result or exception.
+
+        An async one is awaited on its event loop. To a process it goes by value, as the app does;
+        its result and exceptions come back pickled.
+
+        Raises:
+            RunnerError: the runner takes no more, or ended before the function did.
+        """
+        self.check_takes_requests()
+        with self._lock:
+            self.runs += 1
+        try:
+            return self._call(function, args, kwargs)
+        finally:
+            with self._lock:
+                self.runs -= 1
 
     @abc.abstractmethod
+    def _call(
+        self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Result:
+        """Call a function there."""
+
+    # --- its life --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Boot, and wait until the app is set up.
+
+        Raises:
+            BaseException: whatever the app's ``setup`` raised.
+            StartupError: it ended or was killed before that, or it took longer than the app's
+                ``startup_timeout`` [§4.4].
+        """
+        limit = limits.startup_timeout(self.app_class, self._around.settings)
+        reason = f"its start took longer than startup_timeout ({limit.total_seconds():g} s)"
+        alarm = self._around.clock.on(limit, lambda: self.kill(reason))
+        try:
+            self._boot()
+            self._ready.result()
+        except BaseException as error:
+            self._finish()
+            if self.end is not None or isinstance(error, RunnerKilled):
+                raise self._startup_error() from None
+            raise
+        finally:
+            alarm.cancel()
+        self._supervision.begin()
+
     def stop(self) -> None:
         """Shut down as on SIGTERM: ``handle_exit``, requests in flight, ``teardown``.
 
-        All of that within the termination grace period; what takes longer is killed.
-        ``/tmp`` is lost, ``/data`` stays. A second call does nothing.
+        All of that within the termination grace period, on the clock and in real time; what takes
+        longer is killed [§4.3]. ``/tmp`` is lost, ``/data`` stays. A second call does nothing.
         """
+        if self.end is not None:
+            self._finish()
+            return
+        if self._life in _ENDING:
+            self._await_end()
+            return
+        self._refuse_from_inside("stop itself. Call runner.stop() from the test.")
+        grace = limits.grace(self.app_class, self._around.settings)
+        reason = f"not ended {grace.total_seconds():g} s after SIGTERM"
+        self._move("DRAINING")
+        alarm = self._around.clock.on(grace, lambda: self.kill(reason))
+        try:
+            self._terminate()
+            self._ended.result(grace.total_seconds())
+        except concurrent.futures.TimeoutError:
+            self.kill(reason)
+        except RunnerKilled:
+            pass  # while it slept in its teardown
+        finally:
+            alarm.cancel()
+            self._finish()
+
+    def kill(self, reason: str = "by the test") -> None:
+        """End it at once: no ``handle_exit``, no ``teardown``; requests in flight fail.
+
+        Args:
+            reason: for the ledger.
+        """
+        with self._lock:
+            if self._life == "TERMINATED" or self.end is not None:
+                return
+            self.end = f"killed: {reason}"
+        self._around.note(f"{self.name} {self.end}")
+        self._destroy()
+        self._finish()
 
     @abc.abstractmethod
-    def kill(self) -> None:
-        """End it at once: no ``handle_exit``, no ``teardown``; requests in flight fail."""
+    def _boot(self) -> None:
+        """Start it; ``_ready`` is set once the app is set up or has failed to."""
 
     @abc.abstractmethod
-    def _transport(self) -> httpx.BaseTransport:
-        """The way of requests into the app."""
+    def _terminate(self) -> None:
+        """Send SIGTERM; ``_ended`` is set once it has ended, with what ``teardown`` raised."""
+
+    @abc.abstractmethod
+    def _destroy(self) -> None:
+        """Send SIGKILL. Raises RunnerKilled when called from code on the runner itself."""
+
+    @abc.abstractmethod
+    def _dispose(self) -> None:
+        """Give everything back, after its end."""
+
+    @abc.abstractmethod
+    def is_here(self) -> bool:
+        """Whether the calling thread is the one that must not wait for this runner."""
+
+    def _finish(self) -> None:
+        """After its end: give everything back, once; who comes later waits for it."""
+        with self._lock:
+            is_first = self._finisher is None
+            if is_first:
+                self._finisher = threading.get_ident()
+        if not is_first:
+            self._await_end()
+            return
+        self._life = "TERMINATED"
+        if self._client is not None:
+            self._client.close()
+        self._supervision.end()
+        self._dispose()
+        self._around.changed(self, "TERMINATED")
+        self._around.disk.discard()
+        self._is_over.set()
+
+    def _await_end(self) -> None:
+        """Somebody else is ending it."""
+        if self._finisher != threading.get_ident() and not self.is_here():
+            limit = limits.grace(self.app_class, self._around.settings).total_seconds()
+            self._is_over.wait(limit + _FINISH_SECONDS)
+
+    def _move(self, state: State) -> None:
+        with self._lock:
+            if self.end is not None or self._finisher is not None:
+                return  # what still runs of it does not bring it back
+            self._life = state
+        self._around.changed(self, state)
+
+    def _startup_error(self) -> StartupError:
+        printed = "\n".join(without_noise(self.output)[-20:])
+        said = f" The last that it printed:\n{printed}" if printed else ""
+        return StartupError(
+            f"{self.name} did not come up: {self.app_class.__name__} ended before its setup() was "
+            f"over ({self.end}).{said}"
+        )
+
+    # --- requests --------------------------------------------------------------------------------
 
     @property
     def client(self) -> httpx.Client:
         """An httpx client whose requests reach this app, as through the gateway."""
         if self._client is None:
             self._client = httpx.Client(
-                transport=self._transport(),
-                base_url=f"http://{self.name}.runner.fal",
+                transport=_Transport(self),
+                base_url=self.url,
                 trust_env=False,
                 timeout=None,
-                event_hooks={"request": [self._add_gateway_headers]},
             )
         return self._client
 
@@ -100,17 +322,83 @@ class Runner(abc.ABC):
         """GET from the app; by default its health."""
         return self.client.get(path, headers=headers, **options)
 
+    def send(self, request: httpx.Request) -> httpx.Response:
+        """Let the gateway pass a request on to the app, and do what its answer asks for [§4.6].
+
+        Raises:
+            RunnerError: it takes no requests, or ended before it answered.
+        """
+        self.check_takes_requests()
+        self._refuse_from_inside(
+            "wait for the event loop that this call runs on. Use a sync endpoint or "
+            "asyncio.to_thread to call a runner from itself."
+        )
+        self._add_gateway_headers(request)
+        refusal = self._around.intercept(self, request)
+        if refusal is not None:
+            return refusal
+        return self._supervision.serve(request)
+
+    def check_health(self, failures: int | None = None) -> bool:
+        """Do the platform's health check; the runner is killed if it fails [§4.5].
+
+        The check is the endpoint that the app declares one (``fal.HealthCheck``), else
+        ``GET /health``.
+
+        Args:
+            failures: how many in a row mean that it is not healthy; default: the app's
+                ``failure_threshold``, else 3.
+
+        Returns:
+            Whether it is healthy.
+        """
+        return self._supervision.check_health(failures)
+
+    @abc.abstractmethod
+    def deliver(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer, with its body read. RunnerError if the runner ends before."""
+
+    def check_takes_requests(self) -> None:
+        """RunnerError where it is not up, or not any more."""
+        if self.state in _ENDING:
+            why = f" ({self.end})" if self.end else ""
+            raise RunnerError(
+                f"{self.name} is {self.state}{why} and takes no more requests. "
+                f"Boot another one: fal_runner({self.app_class.__name__})."
+            )
+
+    def _refuse_from_inside(self, what: str) -> None:
+        if self.is_here():
+            raise RunnerError(f"a runner cannot {what}")
+
+    def _lost(self, what: str) -> RunnerError:
+        """The runner is gone, and an answer with it."""
+        how = f" ({self.end})" if self.end else ""
+        return RunnerError(f"{self.name} ended{how} before it answered {what}")
+
     def _add_gateway_headers(self, request: httpx.Request) -> None:
-        headers = request.headers
+        headers, gateway = request.headers, self._around.gateway
         headers.setdefault("x-fal-request-id", str(uuid.uuid4()))
-        endpoint = self._gateway["x-fal-endpoint"] + request.url.path.rstrip("/")
+        endpoint = gateway["x-fal-endpoint"] + request.url.path.rstrip("/")
         headers.setdefault("x-fal-endpoint", endpoint)
-        for name, value in self._gateway.items():
+        for name, value in gateway.items():
             headers.setdefault(name, value)
 
-    def _close_client(self) -> None:
-        if self._client is not None:
-            self._client.close()
+
+class _Transport(httpx.BaseTransport):
+    """Takes a client's requests to the runner, past the emulated network."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        sent = httpx.Request(
+            request.method, request.url, headers=request.headers, content=request.read()
+        )
+        response = self._runner.send(sent)
+        return httpx.Response(
+            response.status_code, headers=response.headers.raw, content=response.content
+        )
 
 
 class RunnerFactory(Protocol):
@@ -121,8 +409,9 @@ class RunnerFactory(Protocol):
         app: type,
         *,
         isolation: str = "thread",
-        gpu: str | None = None,
+        gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
+        load: str = "pickle",
         server: str | None = None,
         datacenter: str | None = None,
     ) -> Runner:

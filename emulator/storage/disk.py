@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError, NamespaceRefusedError
-from emulator.storage import mounts
+from emulator.storage import mounts, programs
 from emulator.storage.spare import Spare
 from emulator.storage.sweeper import Sweeper, remove_tree
 from emulator.storage.visible import (
@@ -63,6 +64,8 @@ class Disk:
         self._spare = Spare()
         self._sweeper = Sweeper()
         self.data = self.tmp = Volume(DATA, self.volumes, self.root)
+        #: The id of a child process of the emulator's own, which uses no volume.
+        self.fork_server: Callable[[], int | None] = lambda: None
 
     def keep_visible(self, paths: Iterable[str]) -> None:
         """Say which paths below ``/tmp`` this process needs although it is mounted over."""
@@ -115,7 +118,7 @@ class Disk:
             if keep:
                 self.data.save()
                 self.tmp.save()
-            elif self._is_inside and not _has_children():
+            elif self._is_inside and not _has_children(self.fork_server()):
                 untouched = self._spare.untouched()
             if self._is_inside:
                 self._unmount_volumes(untouched)
@@ -129,12 +132,12 @@ class Disk:
         self.tmp.hide(set())
         return test
 
-    def new_runner(self, name: str) -> RunnerDisk:
-        """The ``/tmp`` of a new runner, not mounted yet."""
+    def new_runner(self, name: str, own_programs: Mapping[str, str] | None = None) -> RunnerDisk:
+        """The ``/tmp`` of a new runner, not mounted yet; and the scripts that it alone has."""
         assert self._test is not None
         backing = os.path.join(self._test, _file_name(name), "tmp")
         os.mkdir(os.path.dirname(backing))
-        return RunnerDisk(self, self._volume(TMP, backing, made=False))
+        return RunnerDisk(self, self._volume(TMP, backing, made=False), own_programs or {})
 
     @property
     def directory(self) -> str | None:
@@ -177,7 +180,7 @@ class Disk:
     def _build(self) -> None:
         scratch = os.path.join(self.root, "root")
         os.makedirs(scratch, exist_ok=True)
-        mounts.build_root_with(DATA.strip("/"), scratch)
+        mounts.build_root_with(DATA.strip("/"), scratch, also=programs.DIRECTORY.strip("/"))
         os.rmdir(scratch)
         mounts.bind(self.volumes, self.volumes)
         mounts.set_propagation(self.volumes, "shared")
@@ -297,13 +300,27 @@ class Disk:
         """Remove a directory in the background."""
         self._sweeper.remove(path)
 
+    def at_home(self, action: Callable[[], None]) -> None:
+        """Call something in a thread that sees the host's own mounts."""
+        home = self._home
+        assert home is not None
+
+        def act() -> None:
+            place = working_directory()
+            home.enter()
+            mounts.attempt(lambda: os.chdir(place))
+            action()
+
+        in_thread(act)
+
 
 class RunnerDisk:
-    """The mounts of one runner: ``/data`` as everybody's, ``/tmp`` its own."""
+    """The mounts of one runner: ``/data`` as everybody's, ``/tmp`` and some programs its own."""
 
-    def __init__(self, disk: Disk, tmp: Volume) -> None:
+    def __init__(self, disk: Disk, tmp: Volume, own_programs: Mapping[str, str]) -> None:
         self._disk = disk
         self.tmp = tmp
+        self._programs = own_programs
         #: ``/data`` as this runner sees it; None: the plain directory.
         self.share: Share | None = None
 
@@ -316,13 +333,34 @@ class RunnerDisk:
             self.share.mount(DATA)
             if place == DATA or place.startswith(f"{DATA}/"):
                 mounts.attempt(lambda: os.chdir(place))
+        programs.install(self._programs)
         number = mounts.current_namespace()
         self._disk.joined(number)
         return number
 
+    def enter_aside(self) -> mounts.View:
+        """Make the runner's mounts for another process, which the calling thread does not see."""
+        views: list[mounts.View] = []
+
+        def make() -> None:
+            self.enter()
+            views.append(mounts.View())
+
+        in_thread(make)
+        return views[0]
+
     def remount_tmp(self) -> None:
         """After the volume's limit changed: show it. Called on the runner."""
         self._disk.mount_over_tmp(self.tmp)
+
+    def remount_aside(self, view: mounts.View) -> None:
+        """The same, for a runner in another process."""
+
+        def remount() -> None:
+            view.enter()
+            self.remount_tmp()
+
+        in_thread(remount)
 
     def disconnect(self) -> None:
         """The runner is dead: what it still does in a ``/data`` of its own fails."""
@@ -340,13 +378,46 @@ class RunnerDisk:
         os.mkdir(self.tmp.backing)
 
 
-def _has_children() -> bool:
-    """Whether a program that was started from here may still be running."""
+def in_thread(action: Callable[[], None]) -> None:
+    """Call something in a thread of its own, whose mounts and rights may change, and wait for it.
+
+    Raises:
+        BaseException: whatever the action raised.
+    """
+    raised: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            action()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=act, name="fal-mounts")
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+
+
+def _has_children(known: int | None) -> bool:
+    """Whether a program that was started from here, but for a known one, may still be running."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
-    return True
+    return known is None or _children() != [str(known)]
+
+
+def _children() -> list[str] | None:
+    """The ids of the processes that were started from here, where the kernel tells them."""
+    found = []
+    try:
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/children") as file:
+                found += file.read().split()
+    except OSError:
+        return None
+    return found
 
 
 def _file_name(name: str) -> str:

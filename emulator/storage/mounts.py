@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import stat
 import threading
 from collections.abc import Callable
@@ -22,7 +23,9 @@ __all__ = [
     "View",
     "bind",
     "build_root_with",
+    "clear_ambient_capabilities",
     "current_namespace",
+    "die_with_parent",
     "enter_private_namespace",
     "enter_user_namespace",
     "explain_refusals",
@@ -67,6 +70,8 @@ _OURS = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_CHROOT
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_PR_SET_PDEATHSIG = 1
 
 _HOW_TO_ALLOW = (
     "Run the tests as root with CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN), or as an ordinary "
@@ -201,6 +206,18 @@ def raise_ambient_capabilities() -> None:
         _call("prctl", _PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE), number, zero, zero)
 
 
+def clear_ambient_capabilities() -> None:
+    """Start programs from here without the right to mount; this thread keeps its own."""
+    zero = ctypes.c_ulong(0)
+    number = ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL)
+    _call("prctl", _PR_CAP_AMBIENT, number, zero, zero, zero)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process as soon as the one that started it has ended."""
+    _call("prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+
+
 def _capabilities() -> tuple[Any, Any]:
     """Header and sets for capset(2): effective, permitted, inheritable, and the same from 32 up."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
@@ -247,11 +264,19 @@ class View:
     It holds two descriptors, until :meth:`close`.
     """
 
-    def __init__(self) -> None:
-        self.number = current_namespace()
-        self._namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
-        # A namespace's root is not the process's where somebody called chroot.
-        self._root = os.open("/", os.O_PATH)
+    def __init__(self, descriptors: tuple[int, int] | None = None) -> None:
+        if descriptors is None:
+            self._namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
+            # A namespace's root is not the process's where somebody called chroot.
+            self._root = os.open("/", os.O_PATH)
+        else:
+            self._namespace, self._root = descriptors
+        self.number = os.fstat(self._namespace).st_ino
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What another process needs to make the same view of: ``View(descriptors)``."""
+        return self._namespace, self._root
 
     def enter(self) -> None:
         """Show these mounts to the calling thread, and to all it starts. Its directory is "/" then.
@@ -325,23 +350,26 @@ def refusal() -> str | None:
     return answers[0]
 
 
-def build_root_with(name: str, scratch: str) -> None:
+def build_root_with(name: str, scratch: str, also: str = "") -> None:
     """Give this namespace a root that has an empty ``/name`` of its own, whatever the host has.
 
     A tmpfs becomes the root; every other top-level entry of the old root is bound into it at its
-    place. *scratch* is an existing directory to build it on. The working directory is "/" then.
+    place. *scratch* is an existing directory to build it on; *also* is the path of another empty
+    directory to make. The working directory is "/" then.
 
     Raises:
         NamespaceRefusedError: the kernel does not allow it.
     """
+    own = {name, also.split("/")[0]}
     try:
         _mount("pytest-fal", scratch, "tmpfs", 0, "mode=755,size=64m")
         # Without this, binding /tmp recursively would bind the half-built root into itself.
         _mount(None, scratch, None, MS_UNBINDABLE)
         for entry in os.listdir("/"):
-            if entry != name:
+            if entry not in own:
                 _bind_top_level(entry, scratch)
         os.mkdir(f"{scratch}/{name}")
+        os.makedirs(f"{scratch}/{also}", exist_ok=True)
         os.chdir(scratch)
         _change_root()
     except OSError as error:

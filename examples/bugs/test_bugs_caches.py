@@ -57,23 +57,25 @@ def test_functions_that_look_alike_share_one_result(fal_emulator):
 # --- kernels -------------------------------------------------------------------------------------
 
 
+class Upscaler(fal.App):
+    @fal.endpoint("/")
+    def gpu(self) -> str:
+        return get_gpu_type()
+
+
 @pytest.fixture
-def gpu(fal_tmp, monkeypatch):
-    """Sets the name that nvidia-smi prints; at first that of an H100."""
-
-    def name(text):
-        program = fal_tmp.write("bin/nvidia-smi", f"#!/bin/sh\necho '{text}'\n")
-        program.chmod(0o755)
-
-    monkeypatch.setenv("PATH", "/tmp/bin:/usr/bin:/bin")
-    name("NVIDIA H100 80GB HBM3")
-    return name
+def runner(fal_runner):
+    return fal_runner(Upscaler, gpu="H100")
 
 
-def compile_kernel(name, text):
-    """What torch.compile() does, as far as files go."""
-    LOCAL.mkdir(exist_ok=True)
-    (LOCAL / name).write_text(text)
+def compile_kernels(key, **kernels):
+    """What torch.compile() does in setup(), as far as files go; a text of None is an error."""
+    with synchronized_inductor_cache(key):
+        LOCAL.mkdir(exist_ok=True)
+        for name, text in kernels.items():
+            if text is None:
+                raise RuntimeError("CUDA out of memory")
+            (LOCAL / name).write_text(text)
 
 
 def shared(fal_data, key):
@@ -88,7 +90,7 @@ def shared(fal_data, key):
     topic=KERNELS,
     seen=("1.75.5", "1.83.0"),
 )
-def test_a_changed_kernel_is_never_shared(gpu, fal_data):
+def test_a_changed_kernel_is_never_shared(runner, fal_runner, fal_data):
     """A kernel that was compiled anew under its old name is not shared, and is overwritten.
 
     Production: after a change of the driver or of Triton each runner compiles again, for ever; and
@@ -97,18 +99,16 @@ def test_a_changed_kernel_is_never_shared(gpu, fal_data):
     Happens: only the names of the files are compared.
     Avoid: a key that has the versions of all that takes part in compiling.
     """
-    with synchronized_inductor_cache("upscaler"):
-        compile_kernel("kernel.py", "broken")
-    with synchronized_inductor_cache("upscaler"):
-        compile_kernel("kernel.py", "fixed")
-    assert shared(fal_data, "upscaler") == {"kernel.py": "broken"}
+    runner.run(compile_kernels, "upscaler", matmul="broken")
+    runner.run(compile_kernels, "upscaler", matmul="fixed")
+    assert shared(fal_data, "upscaler") == {"matmul": "broken"}
 
-    with synchronized_inductor_cache("upscaler"):
-        assert (LOCAL / "kernel.py").read_text() == "broken"
+    new = fal_runner(Upscaler, gpu="H100")
+    new.run(compile_kernels, "upscaler")
+    assert new.tmp.read("inductor-cache/matmul") == b"broken"
 
-    with synchronized_inductor_cache("upscaler-2"):
-        compile_kernel("kernel.py", "fixed")
-    assert shared(fal_data, "upscaler-2") == {"kernel.py": "fixed"}
+    new.run(compile_kernels, "upscaler-2", matmul="fixed")
+    assert shared(fal_data, "upscaler-2") == {"matmul": "fixed"}
 
 
 @bug(
@@ -117,7 +117,7 @@ def test_a_changed_kernel_is_never_shared(gpu, fal_data):
     topic=KERNELS,
     seen=("1.75.5", "1.83.0"),
 )
-def test_half_a_cache_is_shared_after_an_error(gpu, fal_data):
+def test_half_a_cache_is_shared_after_an_error(runner, fal_data):
     """When compiling fails in the middle, what there is so far is shared with all runners.
 
     Production: half a cache replaces the whole one, and files that are cut off break others.
@@ -125,16 +125,9 @@ def test_half_a_cache_is_shared_after_an_error(gpu, fal_data):
     Happens: the context manager shares what it finds, whatever ended the block.
     Avoid: load_inductor_cache() and sync_inductor_cache(), the latter only after success.
     """
-
-    def compile_until_an_error():
-        with synchronized_inductor_cache("upscaler"):
-            compile_kernel("first.py", "whole")
-            compile_kernel("second.py", "ha")
-            raise RuntimeError("CUDA out of memory")
-
     with pytest.raises(RuntimeError, match="CUDA out of memory"):
-        compile_until_an_error()
-    assert shared(fal_data, "upscaler") == {"first.py": "whole", "second.py": "ha"}
+        runner.run(compile_kernels, "upscaler", first="whole", second="ha", third=None)
+    assert shared(fal_data, "upscaler") == {"first": "whole", "second": "ha"}
 
 
 @bug(
@@ -143,7 +136,7 @@ def test_half_a_cache_is_shared_after_an_error(gpu, fal_data):
     topic=KERNELS,
     seen=("1.75.5", "1.83.0"),
 )
-def test_one_keys_kernels_are_in_the_next_keys_cache(gpu, fal_data):
+def test_one_keys_kernels_are_in_the_next_keys_cache(runner, fal_data):
     """A runner that compiles under two keys shares the kernels of both under the second.
 
     Production: caches grow with each model that a runner has seen, and starts take longer.
@@ -151,11 +144,9 @@ def test_one_keys_kernels_are_in_the_next_keys_cache(gpu, fal_data):
     Happens: all keys have one local folder, and the whole of it is packed.
     Avoid: one key for each app; or empty the local folder in between.
     """
-    with synchronized_inductor_cache("upscaler"):
-        compile_kernel("upscaler.py", "")
-    with synchronized_inductor_cache("captioner"):
-        compile_kernel("captioner.py", "")
-    assert set(shared(fal_data, "captioner")) == {"captioner.py", "upscaler.py"}
+    runner.run(compile_kernels, "upscaler", upscale="")
+    runner.run(compile_kernels, "captioner", caption="")
+    assert set(shared(fal_data, "captioner")) == {"caption", "upscale"}
 
 
 @bug(
@@ -165,14 +156,10 @@ def test_one_keys_kernels_are_in_the_next_keys_cache(gpu, fal_data):
     seen=("1.75.5", "1.83.0"),
 )
 @pytest.mark.parametrize(
-    ("kind", "names"),
-    [
-        ("GeForce", ["NVIDIA GeForce RTX 3060", "NVIDIA GeForce RTX 5090"]),
-        ("RTX", ["NVIDIA RTX A6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition"]),
-        ("UNKNOWN", ["Tesla T4", "Quadro RTX 8000"]),
-    ],
+    ("one", "other", "kind"),
+    [("RTX4090", "RTX5090", "GeForce"), ("A6000", "RTXPRO6000", "RTX")],
 )
-def test_incompatible_gpus_share_kernels(gpu, kind, names):
+def test_incompatible_gpus_share_kernels(fal_runner, fal_data, one, other, kind):
     """GPUs of different generations count as one, so they share their kernels.
 
     Production: machine_type = ["GPU-RTX4090", "GPU-RTX5090"]: kernels of one are loaded on the
@@ -181,6 +168,9 @@ def test_incompatible_gpus_share_kernels(gpu, kind, names):
     Happens: the type is the first word after "NVIDIA" in what nvidia-smi says.
     Avoid: put torch.cuda.get_device_capability() into the key.
     """
-    for name in names:
-        gpu(name)
-        assert get_gpu_type() == kind
+    fal_runner(Upscaler, gpu=one).run(compile_kernels, "upscaler", matmul=f"for {one}")
+    fal_data.assert_holds(f"inductor-caches/{kind}/upscaler.zip")
+
+    second = fal_runner(Upscaler, gpu=other)
+    second.run(compile_kernels, "upscaler")
+    assert second.tmp.read("inductor-cache/matmul") == f"for {one}".encode()

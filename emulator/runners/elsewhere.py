@@ -1,0 +1,148 @@
+"""Runners in processes: what serves them, and what their processes ask of the test's."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from emulator.network.wire import Peer
+
+if TYPE_CHECKING:
+    from emulator.clock import Clock
+    from emulator.clock_mirror import ClockMirror
+    from emulator.network.resolver import Resolver
+    from emulator.network.wire import Wire
+    from emulator.runners.forkserver import ForkServer
+    from emulator.runners.process import ProcessRunner, Services
+    from emulator.runners.runner import Runner, Surroundings
+    from emulator.storage.disk import Disk
+
+__all__ = ["Elsewhere"]
+
+
+class Elsewhere:
+    """Runners in processes, and what their processes ask of this one.
+
+    Nothing of it is there, and nothing imported, before the first of them.
+    """
+
+    def __init__(self, runners: list[Runner], clock: Clock, disk: Disk) -> None:
+        self._runners = runners
+        self._clock = clock
+        self._disk = disk
+        self._wire: Wire | None = None
+        self._resolver: Resolver | None = None
+        self._services: Services | None = None
+        self._forkserver: ForkServer | None = None
+        self._mirror: ClockMirror | None = None
+        self._acting = threading.local()
+
+    @property
+    def acting_for(self) -> int | None:
+        """The runner in a process that the calling thread answers."""
+        return getattr(self._acting, "number", None)
+
+    def connect(self, wire: Wire, resolver: Resolver) -> None:
+        """Say what serves names and connections."""
+        self._wire, self._resolver = wire, resolver
+        wire.hasten_elsewhere = self._hasten
+
+    def runner(self, name: str, app: type, around: Surroundings, load: str) -> Runner:
+        """A runner in a process, not started yet."""
+        from emulator.runners.process import ProcessRunner
+
+        services = self._prepare()
+        services.mirror.reset()
+        return ProcessRunner(name, app, around, services, load)
+
+    def number_of(self, runner: Runner) -> int:
+        """The number of a runner in a process."""
+        from emulator.runners.process import ProcessRunner
+
+        assert isinstance(runner, ProcessRunner)
+        return runner.number
+
+    def close(self) -> None:
+        """End the fork server and with it all processes."""
+        if self._forkserver is not None and self._mirror is not None:
+            self._forkserver.close()
+            self._mirror.close()
+        self._services = self._forkserver = self._mirror = None
+
+    def _prepare(self) -> Services:
+        if self._services is None:
+            from emulator.clock_mirror import ClockMirror
+            from emulator.runners.forkserver import ForkServer
+            from emulator.runners.process import Services
+
+            assert self._wire is not None
+            wire = self._wire
+            self._forkserver = ForkServer(self._disk.at_home)
+            self._disk.fork_server = self._forkserver_pid
+            self._mirror = ClockMirror(self._clock)
+            self._mirror.changed = self._tell_clock
+            self._services = Services(
+                self._forkserver, self._mirror, lambda: wire.address, self._handlers()
+            )
+        return self._services
+
+    def _forkserver_pid(self) -> int | None:
+        return None if self._forkserver is None else self._forkserver.pid
+
+    def _handlers(self) -> dict[str, Callable[..., Any]]:
+        assert self._mirror is not None
+        mirror, resolver, wire = self._mirror, self._resolver, self._wire
+        assert resolver is not None
+        assert wire is not None
+
+        def lookup(number: int, name: str) -> tuple[str, ...] | None:
+            with self._act_for(number):
+                return resolver.lookup(name)
+
+        def connect(number: int, host: str, port: int, kind: int) -> bool:
+            with self._act_for(number):
+                return resolver.admits(host, port, socket.SocketKind(kind))
+
+        def expect(number: int, local_port: int, address: str, port: int) -> None:
+            wire.expect(local_port, Peer(address, port, number))
+
+        return {
+            "lookup": lookup,
+            "connect": connect,
+            "expect": expect,
+            "engaged": lambda _: mirror.engaged,
+            "wake": lambda _, end: self._clock.wake(end),
+            "pins": lambda _: mirror.pins(),
+            "pin": lambda _, key, pin: mirror.pin(key, pin),
+        }
+
+    @contextmanager
+    def _act_for(self, number: int) -> Iterator[None]:
+        self._acting.number = number
+        try:
+            yield
+        finally:
+            self._acting.number = None
+
+    def _alive(self) -> list[ProcessRunner]:
+        from emulator.runners.process import ProcessRunner
+
+        return [
+            runner
+            for runner in self._runners
+            if isinstance(runner, ProcessRunner) and runner.state != "TERMINATED"
+        ]
+
+    def newest(self) -> Runner | None:
+        """The runner that was started last, of those that live."""
+        return next(reversed(self._alive()), None)
+
+    def _tell_clock(self, engaged: bool) -> None:
+        for runner in self._alive():
+            runner.follow_clock(engaged)
+
+    def _hasten(self, peer: Peer, port: int) -> bool:
+        return any(r.number == peer.runner and r.hasten(port) for r in self._alive())

@@ -1,0 +1,332 @@
+"""A runner in a process of its own: the app as the platform loads it, with signals and crashes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from emulator.errors import EmulatorError
+from emulator.runners.channel import Channel, ChannelClosedError
+from emulator.runners.measuring import coverage_options
+from emulator.runners.output import Transcript
+from emulator.runners.pickling import Sender
+from emulator.runners.runner import Result, Runner, RunnerError, StartupError, Surroundings
+from emulator.runners.zygote import Boot
+from emulator.sdk import pickle_app
+
+if TYPE_CHECKING:
+    from emulator.clock_mirror import ClockMirror
+    from emulator.runners.forkserver import ForkServer
+    from emulator.storage import mounts
+
+__all__ = ["ProcessRunner", "Services"]
+
+_APP_PORT = 8080
+_SLOW = frozenset({"wake", "lookup", "connect"})
+_tickets = count(1)
+
+
+class Services:
+    """What a runner's process is served with by the test's.
+
+    ``handlers`` are called for the runner of the number that is their first argument.
+    """
+
+    def __init__(
+        self,
+        forkserver: ForkServer,
+        mirror: ClockMirror,
+        wire: Callable[[], tuple[str, int]],
+        handlers: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        self.forkserver = forkserver
+        self.mirror = mirror
+        self.wire = wire
+        self.handlers = handlers
+
+
+class ProcessRunner(Runner):
+    """Boots an app in a process.
+
+    Its environment, its module globals and its signals are its own. The app is pickled by the
+    SDK's own means, or imported by the process (``load="import"``), and served by the SDK's own
+    uvicorn. What the app started ends with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        app_class: type,
+        around: Surroundings,
+        services: Services,
+        load: str,
+    ) -> None:
+        super().__init__(name, app_class, around)
+        self.tmp.remount = self._remount
+        self._services = services
+        self._sender = Sender()
+        self._app = self._prepare(load)
+        self._view: mounts.View | None = None
+        self._pidfd = -1
+        self._channel: Channel | None = None
+        self._transcript = Transcript()
+        self._reader = threading.Thread(target=self._read, name=f"fal-{name}", daemon=True)
+        self._http: httpx.HTTPTransport | None = None
+        self._failure: BaseException | None = None
+        #: Its process id, once it has one.
+        self.pid: int | None = None
+        #: What it ended with, negative for a signal; None while it lives.
+        self.exit_code: int | None = None
+        #: Where its server listens on 127.0.0.1, once it does.
+        self.port: int | None = None
+
+    # --- for tests -------------------------------------------------------------------------------
+
+    @property
+    def isolation(self) -> str:
+        """How it is told apart from other runners."""
+        return "process"
+
+    @property
+    def output(self) -> str:
+        """What the app and its server printed, to stdout and stderr."""
+        return self._transcript.text
+
+    def _call(
+        self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Result:
+        try:
+            pickled = self._sender.call(function, args, kwargs)
+        except Exception as error:
+            name = getattr(function, "__name__", repr(function))
+            raise RunnerError(
+                f"{name} cannot be sent to the process of {self.name}: {error!r}. Let it import "
+                "what it needs, and return what can be pickled."
+            ) from error
+        assert self._channel is not None
+        try:
+            good, result = pickle.loads(self._channel.ask("run", pickled))
+        except ChannelClosedError:
+            self._await_exit()
+            raise self._lost("run()") from None
+        if good:
+            return result  # type: ignore[no-any-return]
+        raise result
+
+    @property
+    def number(self) -> int:
+        """The number of its mount namespace; 0 before it has one."""
+        return 0 if self._view is None else self._view.number
+
+    def follow_clock(self, engaged: bool) -> None:
+        """Have its process show the app the test's clock, or real time again, and wait for it."""
+        self._ask_if_alive("clock", engaged)
+
+    def hasten(self, port: int) -> bool:
+        """Let the reads of its process's socket with that local port time out at once."""
+        return bool(self._ask_if_alive("hasten", port))
+
+    def _ask_if_alive(self, name: str, *arguments: Any) -> Any:
+        try:
+            return self._channel.ask(name, *arguments) if self._channel is not None else None
+        except ChannelClosedError:
+            return None
+
+    # --- its life --------------------------------------------------------------------------------
+
+    def _prepare(self, load: str) -> bytes | tuple[str, str]:
+        if load == "pickle":
+            return pickle_app(self.app_class, self._sender)
+        module, name = self.app_class.__module__, self.app_class.__qualname__
+        if load != "import":
+            raise EmulatorError(f'load={load!r}: write load="pickle" or load="import".')
+        if "<locals>" in name or module == "__main__":
+            raise EmulatorError(
+                f'load="import": {self.app_class.__name__} is defined inside a function or script '
+                f"({module}:{name}), where no process can import it from. Move it to a module, or "
+                'write load="pickle".'
+            )
+        return module, name
+
+    def _boot(self) -> None:
+        self._view = self._around.disk.enter_aside()
+        ours, theirs = socket.socketpair()
+        output, output_of_child = os.pipe()
+        number = self._view.number
+        with theirs:
+            handlers: dict[str, Callable[..., Any]] = {
+                "listening": self._listening,
+                "state": self._told_state,
+                "failed": self._told_failure,
+                **{
+                    name: _bound(handler, number)
+                    for name, handler in self._services.handlers.items()
+                },
+            }
+            self._channel = Channel(ours.detach(), handlers, _SLOW)
+            self._transcript.follow(output)
+            self._reader.start()
+            self._move("SETUP")
+            descriptors = (theirs.fileno(), output_of_child, self._services.mirror.descriptor)
+            try:
+                self.pid = self._services.forkserver.fork(
+                    self._boot_order(number), (*descriptors, *self._view.descriptors), self._exited
+                )
+                with suppress(ProcessLookupError):  # it has ended already
+                    self._pidfd = os.pidfd_open(self.pid)
+                if self.end is not None:  # somebody wanted it killed meanwhile
+                    self._signal(signal.SIGKILL)
+            finally:
+                os.close(output_of_child)
+
+    def _boot_order(self, number: int) -> Boot:
+        return Boot(
+            ticket=next(_tickets),
+            name=self.name,
+            namespace=number,
+            environment={**os.environ, **self._around.environment},
+            path=list(sys.path),
+            directory=os.getcwd(),
+            app=self._app,
+            wire=self._services.wire(),
+            coverage=coverage_options(),
+        )
+
+    def _terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def _destroy(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._await_exit()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _await_exit(self) -> None:
+        """Wait for a process that is ending anyway."""
+        if self.pid is not None:
+            with suppress(Exception):
+                self._ended.exception()
+
+    def is_here(self) -> bool:
+        """Whether the calling thread must not wait for this runner."""
+        return False
+
+    def _dispose(self) -> None:
+        self._await_exit()
+        if self._reader.ident is not None and threading.current_thread() is not self._reader:
+            self._reader.join()
+        if self._channel is not None:
+            self._channel.close()
+        if self._http is not None:
+            self._http.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        if self._view is not None:
+            self._view.close()
+
+    # --- told by the process ---------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Read what it prints and what it asks for, until both are closed."""
+        assert self._channel is not None
+        sources = {self._channel.fileno(): self._channel.step}
+        sources[self._transcript.descriptor] = self._transcript.read
+        poller = select.poll()
+        for descriptor in sources:
+            poller.register(descriptor, select.POLLIN)
+        while sources:
+            for descriptor, _ in poller.poll():
+                if not sources[descriptor]():
+                    poller.unregister(descriptor)
+                    del sources[descriptor]
+
+    def _listening(self, port: int, real: int) -> None:
+        if port == _APP_PORT:
+            self.port = real
+            self._move("IDLE")
+            self._ready.set_result(None)
+
+    def _told_state(self, state: str) -> None:
+        if state == "TERMINATING" and self._life == "DRAINING":
+            self._move("TERMINATING")
+
+    def _told_failure(self, pickled: bytes | None, text: str) -> None:
+        if self._life not in ("SETUP", "TERMINATING") or self._failure is not None:
+            return
+        self._failure = RunnerError(f"{self.app_class.__name__} raised {text}")
+        if pickled is not None:
+            with suppress(Exception):
+                self._failure = pickle.loads(pickled)
+
+    def _exited(self, code: int) -> None:
+        """Its process has ended (called by the fork server's reader)."""
+        self.exit_code = code
+        died = self._life in ("SETUP", "IDLE") and self.end is None and self._failure is None
+        if died:
+            self.end = f"crashed: its process ended {_ending(code)}"
+            self._around.note(f"{self.name} {self.end}")
+        if not self._ready.done():
+            self._ready.set_exception(self._failure or self._gone())
+        if self._failure is not None:
+            self._ended.set_exception(self._failure)
+        else:
+            self._ended.set_result(None)
+        if died and self._life == "IDLE":
+            threading.Thread(target=self._finish, name=f"fal-{self.name}-end", daemon=True).start()
+
+    def _gone(self) -> StartupError:
+        return StartupError(f"{self.name} did not come up")
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def deliver(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer."""
+        if self._http is None:
+            self._http = httpx.HTTPTransport(limits=httpx.Limits(max_connections=None))
+        url = request.url.copy_with(scheme="http", host="127.0.0.1", port=self.port)
+        forwarded = httpx.Request(
+            request.method, url, headers=request.headers, content=request.read()
+        )
+        try:
+            response = self._http.handle_request(forwarded)
+            response.read()
+        except httpx.TransportError:
+            self._await_exit_of_a_broken_connection()
+            raise self._lost(f"{request.method} {request.url.path}") from None
+        return response
+
+    def _await_exit_of_a_broken_connection(self) -> None:
+        """A connection breaks a moment before its process is reaped."""
+        with suppress(Exception):
+            self._ended.exception(1.0)
+
+    def _remount(self) -> None:
+        if self._view is not None:
+            self._around.disk.remount_aside(self._view)
+
+
+def _bound(handler: Callable[..., Any], number: int) -> Callable[..., Any]:
+    return lambda *arguments: handler(number, *arguments)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"with exit code {code}"
+    try:
+        return f"by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"by signal {-code}"

@@ -1,0 +1,150 @@
+"""What the platform does with a runner, by its answers, its health and the clock [§4.4-§4.6]."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import httpx
+
+from emulator.errors import EmulatorError
+from emulator.runners import limits
+from emulator.runners.health import Check
+
+if TYPE_CHECKING:
+    from emulator.clock import Clock
+    from emulator.runners.runner import Runner
+    from emulator.schedule import Appointment
+    from emulator.settings import Settings
+
+__all__ = ["Supervision"]
+
+
+class Supervision:
+    """Watches over one runner.
+
+    Args:
+        runner: it is killed or stopped where the platform would.
+        clock: what limits are kept by.
+        settings: the account's.
+        note: told what is decided.
+    """
+
+    def __init__(
+        self, runner: Runner, clock: Clock, settings: Settings, note: Callable[[str], None]
+    ) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._settings = settings
+        self._note = note
+        self._lock = threading.Lock()
+        self._checks: Appointment | None = None
+        self._failed = 0
+        #: How many requests the runner is at work on.
+        self.in_flight = 0
+
+    def begin(self) -> None:
+        """The runner is up: check its health regularly, if its app declares how."""
+        check = Check.of(self._runner.app_class)
+        if check.regular:
+            self._checks = self._clock.on(
+                check.start_period, lambda: self._check_once(check), every=check.interval
+            )
+
+    def end(self) -> None:
+        """The runner has ended."""
+        if self._checks is not None:
+            self._checks.cancel()
+
+    def serve(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer, in time, and do what its answer asks for."""
+        with self._in_time():
+            response = self._runner.deliver(request)
+        self._judge(response)
+        return response
+
+    def check_health(self, failures: int | None) -> bool:
+        """Ask so often, by default as often as the app allows; kill the runner if all fail."""
+        check = Check.of(self._runner.app_class)
+        allowed = failures or check.failure_threshold
+        problem = ""
+        for _ in range(allowed):
+            problem = check.problem(self._ask)
+            if not problem:
+                return True
+        self._give_up(allowed, problem)
+        return False
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """A request in flight; the runner is killed when it takes too long."""
+        limit = limits.request_timeout(self._runner.app_class, self._settings)
+        is_over = threading.Event()
+
+        def time_out() -> None:
+            if not is_over.is_set():
+                seconds = f"{limit.total_seconds():g} s"
+                self._runner.kill(f"a request took longer than request_timeout ({seconds})")
+
+        alarm = self._clock.on(limit, time_out)
+        timer = self._real_timer(limit, time_out)
+        self._count(1)
+        try:
+            yield
+        except EmulatorError:
+            if self._runner.end is not None:
+                self._runner.stop()  # it has ended: what is left to do of it
+            raise
+        finally:
+            is_over.set()
+            alarm.cancel()
+            if timer is not None:
+                timer.cancel()
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self.in_flight += change
+
+    def _real_timer(self, limit: timedelta, time_out: Callable[[], None]) -> threading.Timer | None:
+        """On a clock that runs nobody is there to keep an appointment while a request takes long.
+
+        Only for limits that a test can sit out.
+        """
+        if self._clock.frozen or limit > limits.WORTH_A_TIMER:
+            return None
+        timer = threading.Timer(limit.total_seconds(), time_out)
+        timer.name, timer.daemon = f"fal-{self._runner.name}-request-timeout", True
+        timer.start()
+        return timer
+
+    def _judge(self, response: httpx.Response) -> None:
+        """What the platform does with a runner after such an answer [§4.5, §4.6]."""
+        if response.status_code == 503 and self._settings.runner_after_503 == "killed":
+            self._runner.kill("it answered 503")
+        elif "x-fal-runner-health-check" in response.headers:
+            self.check_health(failures=1)
+        elif "x-fal-stop-runner" in response.headers and not self.in_flight:
+            self._note(f"{self._runner.name} asked to be stopped")
+            self._runner.stop()
+
+    def _check_once(self, check: Check) -> None:
+        if self._runner.state not in ("IDLE", "RUNNING") or self._runner.is_here():
+            return
+        problem = check.problem(self._ask)
+        self._failed = self._failed + 1 if problem else 0
+        if self._failed >= check.failure_threshold:
+            self._give_up(self._failed, problem)
+
+    def _give_up(self, failures: int, problem: str) -> None:
+        times = "" if failures == 1 else f" {failures} times in a row"
+        self._runner.kill(f"its health check failed{times}: {problem}")
+
+    def _ask(self, method: str, path: str) -> httpx.Response:
+        self._runner.check_takes_requests()
+        return self._runner.deliver(httpx.Request(method, f"{self._runner.url}{path}"))

@@ -1,0 +1,210 @@
+"""The program of the fork server: imports what every runner needs, then forks on demand.
+
+It has one thread, at all times: only so is a fork a clean copy. Nothing of the user's is imported
+here.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import pickle
+import selectors
+import signal
+import socket
+import struct
+import sys
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["EXITED", "FORKED", "REPORT", "Boot", "main"]
+
+FORKED, EXITED = 0, 1
+#: What the server reports: kind, ticket, and a process id or an exit code.
+REPORT = struct.Struct("<bqq")
+
+_HEADER = struct.Struct("<q")
+_DESCRIPTORS = 8
+#: What every runner imports anyway, and freezegun with what must be imported before it.
+_IMPORTS = (
+    "fal.app",
+    "fal.toolkit",
+    "fal_client",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "starlette_exporter",
+    "cloudpickle",
+    "tblib.pickling_support",
+    "pydantic.v1",
+    "freezegun.api",
+    "emulator.runners.child",
+)
+
+
+@dataclass(frozen=True)
+class _Child:
+    ticket: int
+    pid: int
+    #: Of its mounts; whatever else has them was started by the app.
+    namespace: int
+
+
+Children = dict[int, _Child]  # by pidfd
+
+
+@dataclass
+class Boot:
+    """What a runner's process is to do.
+
+    The descriptors that come with it: its channel, its output, the clock's memory, and the
+    namespace and root of its mounts.
+    """
+
+    ticket: int
+    name: str
+    #: The number of its mount namespace.
+    namespace: int
+    environment: dict[str, str]
+    path: list[str]
+    directory: str
+    #: Pickled by the SDK's means, or the module and qualified name to import.
+    app: bytes | tuple[str, str]
+    wire: tuple[str, int]
+    #: Arguments of ``coverage.Coverage``; None: nothing is measured.
+    coverage: dict[str, Any] | None = None
+    #: Ports of the app and its metrics, as the SDK binds them.
+    ports: tuple[int, ...] = field(default=(8080, 9090))
+
+
+def main(descriptor: int) -> None:
+    """Serve until the other end of this socket is closed."""
+    control = socket.socket(fileno=descriptor)
+    control.set_inheritable(False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _import()
+    children: Children = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is control:
+                    if not _fork(control, selector, children):
+                        _kill(children)
+                        return
+                else:
+                    _report_exit(key.fd, control, selector, children)
+
+
+def _import() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in _IMPORTS:
+            with suppress(ImportError):
+                importlib.import_module(name)
+        from emulator.sdk import warm_package_list
+
+        warm_package_list()
+    gc.collect()
+    gc.freeze()  # what is collected later looks at nothing that is shared
+
+
+def _fork(
+    control: socket.socket,
+    selector: selectors.BaseSelector,
+    children: Children,
+) -> bool:
+    """Read an order and carry it out; False when there will be no more."""
+    try:
+        header, descriptors, _, _ = socket.recv_fds(control, _HEADER.size, _DESCRIPTORS)
+        boot = pickle.loads(_read(control, _HEADER.unpack(header)[0])) if header else None
+    except (OSError, EOFError):
+        return False
+    if boot is None:
+        return False
+    pid = os.fork()
+    if pid == 0:
+        _become(boot, descriptors, control, selector, children)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    pidfd = os.pidfd_open(pid)
+    children[pidfd] = _Child(boot.ticket, pid, boot.namespace)
+    selector.register(pidfd, selectors.EVENT_READ)
+    with suppress(OSError):
+        control.sendall(REPORT.pack(FORKED, boot.ticket, pid))
+    return True
+
+
+def _become(
+    boot: Boot,
+    descriptors: list[int],
+    control: socket.socket,
+    selector: selectors.BaseSelector,
+    children: Children,
+) -> None:
+    """In the child: be the runner, and never return."""
+    code = 1
+    try:
+        selector.close()
+        control.close()
+        for pidfd in children:
+            os.close(pidfd)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from emulator.runners.child import run
+
+        code = run(boot, descriptors)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _report_exit(
+    pidfd: int,
+    control: socket.socket,
+    selector: selectors.BaseSelector,
+    children: Children,
+) -> None:
+    selector.unregister(pidfd)
+    os.close(pidfd)
+    child = children.pop(pidfd)
+    _, status = os.waitpid(child.pid, 0)
+    _kill_all_in(child.namespace)
+    with suppress(OSError):
+        control.sendall(REPORT.pack(EXITED, child.ticket, os.waitstatus_to_exitcode(status)))
+
+
+def _kill(children: Children) -> None:
+    for pidfd, child in children.items():
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        os.waitpid(child.pid, 0)
+        _kill_all_in(child.namespace)
+
+
+def _kill_all_in(namespace: int) -> None:
+    """End what the app has started: it ends with its runner, as with its container."""
+    name = f"mnt:[{namespace}]"
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError):
+                if os.readlink(f"/proc/{entry}/ns/mnt") == name:
+                    os.kill(int(entry), signal.SIGKILL)
+
+
+def _read(control: socket.socket, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        chunk = control.recv(min(size - len(found), 1 << 20))
+        if not chunk:
+            raise EOFError
+        found += chunk
+    return bytes(found)
