@@ -166,7 +166,7 @@ class DistributedData:
                     server.stop()
                     raise
                 self._server = server
-                self._clock.subscribe(self._clock_moved)
+                self._clock.subscribe(self._clock_moved, last=True)
             return self._server
 
     def _options(self) -> dict[str, Any]:
