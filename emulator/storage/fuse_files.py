@@ -116,9 +116,10 @@ class FileOperations(NameOperations):
         if moment is not None and moment != ALWAYS and moment > now and not is_empty:
             raise NotYetError(moment, self.relative(node), "content")
         key = node.item.number, version
-        if self._cold_latency and key not in self._warm:
-            self._warm.add(key)
+        if self._cold_latency and key not in self._warm and not request.fetched:
+            request.fetched = True
             raise NotYetError(now + self._cold_latency, self.relative(node), "cold")
+        self._warm.add(key)
 
     def relative(self, node: Node) -> bytes:
         """The path of a node below /data."""

@@ -27,6 +27,8 @@ class Request:
     data: bytes | memoryview
     #: The latency of names was waited for already.
     paid: bool = False
+    #: So was that of a cache that did not have the file.
+    fetched: bool = False
 
 
 @dataclass(eq=False)
