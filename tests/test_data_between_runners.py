@@ -637,6 +637,16 @@ def test_a_lock_file_is_one_file_on_one_server_and_two_on_two(boot):
         other.run(make_and_lock).close()
 
 
+@staged
+def test_locks_work_on_a_file_of_which_one_sees_an_older_content(boot, fal_data):
+    fal_data.write("lock", b"old")
+    one, other = boot("a"), boot("b", "eu-west")
+    one.run(LOCK.write_bytes, b"new")
+    assert other.run(LOCK.read_bytes) == b"old"
+    with one.run(lock_file, fcntl.flock):
+        assert other.run(lock_file, fcntl.flock) is None
+
+
 @pytest.mark.fal(data_locks="per_runner")
 def test_locks_that_do_nothing_between_runners_work_within_one(boot, fal_data):
     fal_data.write("lock", b"")

@@ -94,10 +94,8 @@ class FileOperations(NameOperations):
         return self._open(request, node, flags)
 
     def _open(self, request: Request, node: Node, flags: int) -> bytes:
-        descriptor = None
-        version = node.version
-        if version is None or version.value is None or flags & os.O_ACCMODE != os.O_RDONLY:
-            descriptor = Descriptor(os.open(self.tree.path(node.file), flags & _KEPT_FLAGS))
+        # Also where only a copy will be read: locks are the file's own.
+        descriptor = Descriptor(os.open(self.tree.path(node.file), flags & _KEPT_FLAGS))
         handle = Handle(node, descriptor, flags)
         if handle.is_writable:
             handle.opener = process_of(request.pid)

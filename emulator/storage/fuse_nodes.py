@@ -72,7 +72,7 @@ class Handle:
     """An open file or folder."""
 
     node: Node
-    #: None: a folder, or a content of which only the copy is read.
+    #: None: a folder.
     descriptor: Descriptor | None = None
     flags: int = 0
     #: The process that opened it.
