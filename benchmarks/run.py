@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 #: Topic and the module that measures it; imported when it is its turn.
-TOPICS = {"test": "tests_cost", "transfer": "transfer", "boot": "boot", "startup": "startup"}
+TOPICS = {
+    "test": "tests_cost",
+    "transfer": "transfer",
+    "boot": "boot",
+    "process": "process_boot",
+    "startup": "startup",
+}
 
 LEGEND = """\
 Each cell is the median, with minimum and maximum in brackets. The ratio is the alternative's time

@@ -31,13 +31,14 @@ from emulator.network.fault import Fault, Stage
 from emulator.network.faults import Faults
 from emulator.network.httpx_entrance import HttpxEntrance
 from emulator.network.matching import Connection
+from emulator.network.peer import Peer
 from emulator.network.reply import Body
 from emulator.network.resolver import Resolver, is_local
 from emulator.network.router import Router
 from emulator.network.routes import Routes
 from emulator.network.trust import Authority
 from emulator.network.urllib_entrance import UrllibEntrance
-from emulator.network.wire import Abort, Peer, Stall, Wire
+from emulator.network.wire import Abort, Stall, Wire
 from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState

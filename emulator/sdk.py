@@ -246,7 +246,9 @@ def pickle_app(app: Any, sender: Sender) -> bytes:
     options = dict(app.host_kwargs)
     try:
         with by_value(app):
-            return sender.dumps(load_app_module().wrap_app(app).func)
+            serve = load_app_module().wrap_app(app).func
+            # The copy of the SDK that goes along knows no app yet, whatever runs here.
+            return sender.dumps(serve, without=sys.modules["fal.ref"].current_app)
     except Exception as error:
         raise EmulatorError(
             f"{app.__name__} cannot be pickled, as `fal run` and `fal deploy` do to send it to the "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from emulator.ledger import Event, Exchange, Ledger
     from emulator.network.fault import Fault, Gate
     from emulator.network.faults import Faults
-    from emulator.runners.runner import Runner, RunnerFactory
+    from emulator.runners.runner import Runner, RunnerError, RunnerFactory, StartupError
     from emulator.schedule import Appointment
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
@@ -44,9 +44,11 @@ __all__ = [
     "MockRouter",
     "Origin",
     "Runner",
+    "RunnerError",
     "RunnerFactory",
     "ServedFile",
     "Settings",
+    "StartupError",
     "UnusedFaultWarning",
     "Volume",
 ]
@@ -68,9 +70,11 @@ _MODULES = {
     "MockRouter": "respx",
     "Origin": "emulator.hosts.origin",
     "Runner": "emulator.runners.runner",
+    "RunnerError": "emulator.runners.runner",
     "RunnerFactory": "emulator.runners.runner",
     "ServedFile": "emulator.hosts.origin",
     "Settings": "emulator.settings",
+    "StartupError": "emulator.runners.runner",
     "UnusedFaultWarning": "pytest_fal.warnings",
     "Volume": "emulator.storage.volume",
 }

@@ -564,16 +564,16 @@ def test_it(fal_runner):
     assert "Started server process" not in result.stdout.str()
 
 
-def test_the_code_in_a_process_is_measured(pytester):
+@pytest.mark.parametrize("load", ["pickle", "import"])
+def test_the_code_in_a_process_is_measured(pytester, load):
     pytester.makepyfile(
         printing=APP,
-        test_it="""
+        test_it=f"""
 from printing import Printing
 
 def test_it(fal_runner):
-    for load in ("pickle", "import"):
-        runner = fal_runner(Printing, isolation="process", load=load)
-        assert runner.post("/").json() == {"twice": 42}
+    runner = fal_runner(Printing, isolation="process", load="{load}")
+    assert runner.post("/").json() == {{"twice": 42}}
 """,
     )
     result = pytester.runpytest_subprocess(
@@ -624,3 +624,67 @@ def _lives(pid):
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+# --- processes that it forks ---------------------------------------------------------------------
+
+
+class Pooling(fal.App):
+    def setup(self):
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        context = multiprocessing.get_context("fork")
+        self.pool = ProcessPoolExecutor(2, mp_context=context)
+
+    @fal.endpoint("/")
+    def fetch(self) -> dict:
+        return self.pool.submit(fetched).result(timeout=30)
+
+    @fal.endpoint("/time")
+    def time(self) -> dict:
+        return self.pool.submit(told).result(timeout=30)
+
+    def teardown(self):
+        self.pool.shutdown()
+
+
+def fetched():
+    return {"pid": os.getpid(), "got": httpx.get("https://models.example.com/w").text}
+
+
+def told():
+    return {"time": time.time()}
+
+
+def test_a_worker_that_the_app_forks_reaches_what_the_app_does(boot, fal_origin, fal_ledger):
+    fal_origin.serve("https://models.example.com/w", content=b"weights")
+    runner = boot(Pooling, load="import")  # a pool takes no functions of a pickled app
+    answer = runner.post("/").json()
+    assert answer["got"] == "weights"
+    assert answer["pid"] not in (runner.pid, os.getpid())
+    assert [e.runner for e in fal_ledger.requests(host="models.example.com")] == ["runner-1"]
+
+
+def test_a_worker_that_the_app_forks_follows_the_clock(boot, fal_clock):
+    runner = boot(Pooling, load="import")
+    runner.post("/time")
+    fal_clock.freeze()
+    fal_clock.advance(days=5)
+    assert runner.post("/time").json()["time"] == pytest.approx(fal_clock.now().timestamp())
+
+
+def test_a_traceback_shows_the_lines_of_a_pickled_app(boot):
+    class Failing(fal.App):
+        @fal.endpoint("/")
+        def fail(self) -> dict:
+            raise KeyError("lost")  # this line
+
+    runner = boot(Failing)
+    runner.post("/")
+    assert 'raise KeyError(\\"lost\\")  # this line' in runner.output
+
+
+def test_a_process_knows_nothing_of_an_app_that_runs_in_the_tests_own(boot, fal_emulator):
+    fal_emulator.runner(Crashing)
+    assert boot().post("/").status_code == 200

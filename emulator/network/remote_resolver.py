@@ -12,8 +12,8 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from emulator.network.peer import Peer
 from emulator.network.resolver import Resolver, is_local
-from emulator.network.wire import Peer
 
 __all__ = ["RemoteResolver"]
 

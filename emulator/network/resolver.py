@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from emulator.errors import UnknownHostError
-from emulator.network.router import unknown_host
-from emulator.network.wire import Peer
+from emulator.network.peer import Peer, unknown_host
 
 __all__ = ["Resolver", "UnknownNameError", "is_local"]
 

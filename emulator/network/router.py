@@ -15,10 +15,11 @@ from emulator.errors import UnknownHostError
 from emulator.ledger import Exchange, Ledger, redact_headers
 from emulator.network.fault import Strike
 from emulator.network.faults import Faults
+from emulator.network.peer import unknown_host
 from emulator.network.reply import Body, reply
 from emulator.network.routes import PassThrough, Routes
 
-__all__ = ["Host", "LetThrough", "Router", "WouldBlock", "unknown_host"]
+__all__ = ["Host", "LetThrough", "Router", "WouldBlock"]
 
 
 class WouldBlock(Exception):  # noqa: N818 - no error: the caller asks again from a thread
@@ -143,21 +144,6 @@ class Router:
         error.fal_response = reply(502, str(error), content_type="text/plain; charset=utf-8")
         exchange.status = 502
         return error
-
-
-def unknown_host(
-    host: str, what: str, url: str | None = None, verb: str = "GET"
-) -> UnknownHostError:
-    """The error for a host, and if known a URL, that nothing in the test answers."""
-    shown = url or f"https://{host}/"
-    known = verb.lower() in ("get", "post", "put", "patch", "delete", "head", "options")
-    method = verb.lower() if known else "get"
-    return UnknownHostError(
-        f"{what}: nothing answers for {host} in this test, and tests do not reach the network. "
-        f'Serve a file with fal_origin.serve("{shown}", content=b"..."), answer with '
-        f'fal_http.{method}("{shown}").respond(200), or let the host through with '
-        f'@pytest.mark.fal(allow_hosts=["{host}"]).'
-    )
 
 
 def _served_at(host: Host, name: str) -> list[str]:

@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ import httpx
 from emulator.errors import EmulatorError
 from emulator.network import http1
 from emulator.network.http1 import ClientGoneError
+from emulator.network.peer import Peer
 from emulator.network.sockets import hasten_socket, let_arrive, receive_raw, shut_down
 from emulator.network.trust import Authority, FlawedHandshake, ServerSide
 
@@ -42,15 +42,6 @@ _TLS_HANDSHAKE = b"\x16"
 _JOINED_SEND = 65_536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _HANG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
-
-
-@dataclass(frozen=True)
-class Peer:
-    """What a client thought it was connecting to, and the runner it connected from."""
-
-    address: str
-    port: int
-    runner: int | None = None
 
 
 class Abort(Exception):  # noqa: N818 - an order, not an error

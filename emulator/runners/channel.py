@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from emulator.errors import EmulatorError
 
-__all__ = ["Channel", "ChannelClosedError"]
+__all__ = ["Channel", "ChannelClosedError", "Handler"]
 
 _ASK, _TELL, _ANSWER, _FAILURE = range(4)
 Handler = Callable[..., Any]
@@ -39,14 +39,22 @@ class Channel:
     def __init__(
         self, descriptor: int, handlers: Mapping[str, Handler], slow: frozenset[str] = frozenset()
     ) -> None:
-        self._connection = Connection(descriptor)
         self._handlers = dict(handlers)
         self._slow = slow
+        self._begin(descriptor)
+
+    def _begin(self, descriptor: int) -> None:
+        self._connection = Connection(descriptor)
         self._numbers = count(1)
         self._waiting: dict[int, queue.SimpleQueue[tuple[int, Any]]] = {}
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._closed = False
+
+    def begin_anew(self, descriptor: int) -> None:
+        """In a process that was forked: use another socket, the parent goes on with this one."""
+        self._connection.close()
+        self._begin(descriptor)
 
     def fileno(self) -> int:
         """The socket's descriptor, to wait for."""

@@ -22,6 +22,7 @@ from emulator.clock_mirror import FollowingClock
 from emulator.network.remote_resolver import RemoteResolver
 from emulator.network.sockets import hasten_socket
 from emulator.runners.channel import Channel
+from emulator.runners.joining import join
 from emulator.runners.pickling import dumps
 from emulator.runners.server_log import follow_server, hurry_server, tell_failure
 from emulator.runners.zygote import Boot
@@ -92,7 +93,8 @@ class _Process:
     def live(self) -> int:
         """Serve until the end."""
         signal.signal(signal.SIGTERM, self._end_by_signal)
-        threading.Thread(target=self._obey, name="fal-orders", daemon=True).start()
+        self._listen(self._obey)
+        os.register_at_fork(after_in_child=self._begin_as_a_fork)
         self._start_coverage()
         self._resolver.install()
         follow_server(self._channel.tell)
@@ -114,6 +116,18 @@ class _Process:
         served = self._serve()
         if inspect.isawaitable(served):
             await served
+
+    def _listen(self, target: Callable[[], None]) -> None:
+        threading.Thread(target=target, name="fal-orders", daemon=True).start()
+
+    def _begin_as_a_fork(self) -> None:
+        """A worker of ``multiprocessing``, say: it has none of the threads of this process."""
+        self._coverage = None
+        try:
+            self._channel.begin_anew(join(self._boot.door, self._boot.namespace))
+        except OSError:
+            return  # the test is over; what it asks for will fail
+        self._listen(self._channel.serve)
 
     # --- orders ----------------------------------------------------------------------------------
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from emulator.network.wire import Peer
+from emulator.network.peer import Peer
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
     from emulator.clock_mirror import ClockMirror
     from emulator.network.resolver import Resolver
     from emulator.network.wire import Wire
+    from emulator.runners.channel import Handler
     from emulator.runners.forkserver import ForkServer
+    from emulator.runners.joining import Doorkeeper
     from emulator.runners.process import ProcessRunner, Services
     from emulator.runners.runner import Runner, Surroundings
     from emulator.storage.disk import Disk
@@ -38,6 +40,7 @@ class Elsewhere:
         self._services: Services | None = None
         self._forkserver: ForkServer | None = None
         self._mirror: ClockMirror | None = None
+        self._door: Doorkeeper | None = None
         self._acting = threading.local()
 
     @property
@@ -56,6 +59,7 @@ class Elsewhere:
 
         services = self._prepare()
         services.mirror.reset()
+        services.forkserver.start()  # while the app is pickled here
         return ProcessRunner(name, app, around, services, load)
 
     def number_of(self, runner: Runner) -> int:
@@ -67,15 +71,19 @@ class Elsewhere:
 
     def close(self) -> None:
         """End the fork server and with it all processes."""
-        if self._forkserver is not None and self._mirror is not None:
+        if self._forkserver is not None:
             self._forkserver.close()
+        if self._door is not None:
+            self._door.close()
+        if self._mirror is not None:
             self._mirror.close()
-        self._services = self._forkserver = self._mirror = None
+        self._services = self._forkserver = self._door = self._mirror = None
 
     def _prepare(self) -> Services:
         if self._services is None:
             from emulator.clock_mirror import ClockMirror
             from emulator.runners.forkserver import ForkServer
+            from emulator.runners.joining import Doorkeeper
             from emulator.runners.process import Services
 
             assert self._wire is not None
@@ -84,40 +92,50 @@ class Elsewhere:
             self._disk.fork_server = self._forkserver_pid
             self._mirror = ClockMirror(self._clock)
             self._mirror.changed = self._tell_clock
+            self._door = Doorkeeper(self._handlers_of_a_guest)
             self._services = Services(
-                self._forkserver, self._mirror, lambda: wire.address, self._handlers()
+                self._forkserver,
+                self._mirror,
+                lambda: wire.address,
+                self._door.address,
+                self._handlers,
             )
         return self._services
 
     def _forkserver_pid(self) -> int | None:
         return None if self._forkserver is None else self._forkserver.pid
 
-    def _handlers(self) -> dict[str, Callable[..., Any]]:
-        assert self._mirror is not None
+    def _handlers(self, number: int) -> dict[str, Handler]:
+        """What a process of this runner may ask for."""
         mirror, resolver, wire = self._mirror, self._resolver, self._wire
+        assert mirror is not None
         assert resolver is not None
         assert wire is not None
 
-        def lookup(number: int, name: str) -> tuple[str, ...] | None:
+        def lookup(name: str) -> tuple[str, ...] | None:
             with self._act_for(number):
                 return resolver.lookup(name)
 
-        def connect(number: int, host: str, port: int, kind: int) -> bool:
+        def connect(host: str, port: int, kind: int) -> bool:
             with self._act_for(number):
                 return resolver.admits(host, port, socket.SocketKind(kind))
 
-        def expect(number: int, local_port: int, address: str, port: int) -> None:
+        def expect(local_port: int, address: str, port: int) -> None:
             wire.expect(local_port, Peer(address, port, number))
 
         return {
             "lookup": lookup,
             "connect": connect,
             "expect": expect,
-            "engaged": lambda _: mirror.engaged,
-            "wake": lambda _, end: self._clock.wake(end),
-            "pins": lambda _: mirror.pins(),
-            "pin": lambda _, key, pin: mirror.pin(key, pin),
+            "engaged": lambda: mirror.engaged,
+            "wake": self._clock.wake,
+            "pins": mirror.pins,
+            "pin": mirror.pin,
         }
+
+    def _handlers_of_a_guest(self, number: int) -> dict[str, Handler] | None:
+        is_known = any(runner.number == number for runner in self._alive())
+        return self._handlers(number) if is_known else None
 
     @contextmanager
     def _act_for(self, number: int) -> Iterator[None]:
@@ -143,6 +161,8 @@ class Elsewhere:
     def _tell_clock(self, engaged: bool) -> None:
         for runner in self._alive():
             runner.follow_clock(engaged)
+        if self._door is not None:
+            self._door.tell_all("clock", engaged)
 
     def _hasten(self, peer: Peer, port: int) -> bool:
         return any(r.number == peer.runner and r.hasten(port) for r in self._alive())

@@ -55,6 +55,15 @@ class ForkServer:
         """Its process; None while it was not started."""
         return None if self._process is None else self._process.pid
 
+    def start(self) -> None:
+        """Start it, if it is not there; it is ready a while later.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        with self._lock:
+            self._start()
+
     def fork(
         self,
         boot: Boot,

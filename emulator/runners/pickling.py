@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,12 +21,6 @@ from emulator.errors import EmulatorError
 
 __all__ = ["Sender", "by_value", "dumps"]
 
-_NEEDED = (
-    "_DYNAMIC_CLASS_TRACKER_BY_CLASS",
-    "_DYNAMIC_CLASS_TRACKER_BY_ID",
-    "_PICKLE_BY_VALUE_MODULES",
-)
-
 
 class Sender:
     """Pickles for one process, and knows which classes it has."""
@@ -33,10 +28,10 @@ class Sender:
     def __init__(self) -> None:
         self._has: set[str] = set()
 
-    def dumps(self, thing: Any) -> bytes:
-        """Pickle something for the other side."""
+    def dumps(self, thing: Any, without: Any = None) -> bytes:
+        """Pickle something for the other side; where it refers to *without* there will be None."""
         file = io.BytesIO()
-        pickler = _Pickler(file, self._has.__contains__)
+        pickler = _Pickler(file, self._has.__contains__, without)
         pickler.dump(thing)
         self._has |= pickler.sent()
         return file.getvalue()
@@ -87,23 +82,36 @@ def _by_name(*names: str) -> Iterator[None]:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Names the classes that the other side has."""
 
-    def __init__(self, file: io.BytesIO, has: Callable[[str], bool]) -> None:
+    def __init__(self, file: io.BytesIO, has: Callable[[str], bool], without: Any = None) -> None:
         super().__init__(file)
         self._has = has
+        self._without = without
         self._seen: list[type] = []
 
     def reducer_override(self, thing: Any) -> Any:
+        if self._without is not None and thing is self._without:
+            return type(None), ()
         if isinstance(thing, type):
             number = _private("_DYNAMIC_CLASS_TRACKER_BY_CLASS").get(thing)
             if number is not None and self._has(number):
                 return _class_of, (number,)
             self._seen.append(thing)
+        elif isinstance(thing, types.CodeType):
+            return _code_of, (thing.co_filename, *_private("_code_reduce")(thing)[:2])
         return super().reducer_override(thing)
 
     def sent(self) -> set[str]:
         """The numbers of the classes that went by value."""
         numbers = _private("_DYNAMIC_CLASS_TRACKER_BY_CLASS")
         return {numbers[thing] for thing in self._seen if thing in numbers}
+
+
+def _code_of(file: str, make: Callable[..., types.CodeType], arguments: Any) -> types.CodeType:
+    """Code with the file that it is from, which cloudpickle leaves out since 3.1.
+
+    Tracebacks show its lines by it, and coverage counts them.
+    """
+    return make(*arguments).replace(co_filename=file)
 
 
 def _class_of(number: str) -> type:

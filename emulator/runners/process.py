@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from emulator.errors import EmulatorError
-from emulator.runners.channel import Channel, ChannelClosedError
+from emulator.runners.channel import Channel, ChannelClosedError, Handler
 from emulator.runners.measuring import coverage_options
 from emulator.runners.output import Transcript
 from emulator.runners.pickling import Sender
@@ -40,7 +40,7 @@ _tickets = count(1)
 class Services:
     """What a runner's process is served with by the test's.
 
-    ``handlers`` are called for the runner of the number that is their first argument.
+    ``handlers`` gives what the process of a runner, by its number, may ask for.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class Services:
         forkserver: ForkServer,
         mirror: ClockMirror,
         wire: Callable[[], tuple[str, int]],
-        handlers: Mapping[str, Callable[..., Any]],
+        door: str,
+        handlers: Callable[[int], dict[str, Handler]],
     ) -> None:
         self.forkserver = forkserver
         self.mirror = mirror
         self.wire = wire
+        self.door = door
         self.handlers = handlers
 
 
@@ -165,14 +167,11 @@ class ProcessRunner(Runner):
         output, output_of_child = os.pipe()
         number = self._view.number
         with theirs:
-            handlers: dict[str, Callable[..., Any]] = {
+            handlers: dict[str, Handler] = {
                 "listening": self._listening,
                 "state": self._told_state,
                 "failed": self._told_failure,
-                **{
-                    name: _bound(handler, number)
-                    for name, handler in self._services.handlers.items()
-                },
+                **self._services.handlers(number),
             }
             self._channel = Channel(ours.detach(), handlers, _SLOW)
             self._transcript.follow(output)
@@ -200,6 +199,7 @@ class ProcessRunner(Runner):
             directory=os.getcwd(),
             app=self._app,
             wire=self._services.wire(),
+            door=self._services.door,
             coverage=coverage_options(),
         )
 
@@ -317,10 +317,6 @@ class ProcessRunner(Runner):
     def _remount(self) -> None:
         if self._view is not None:
             self._around.disk.remount_aside(self._view)
-
-
-def _bound(handler: Callable[..., Any], number: int) -> Callable[..., Any]:
-    return lambda *arguments: handler(number, *arguments)
 
 
 def _ending(code: int) -> str:

@@ -28,10 +28,9 @@ REPORT = struct.Struct("<bqq")
 
 _HEADER = struct.Struct("<q")
 _DESCRIPTORS = 8
-#: What every runner imports anyway, and freezegun with what must be imported before it.
+#: What every runner imports anyway.
 _IMPORTS = (
     "fal.app",
-    "fal.toolkit",
     "fal_client",
     "uvicorn.protocols.http.auto",
     "uvicorn.protocols.websockets.auto",
@@ -40,10 +39,11 @@ _IMPORTS = (
     "starlette_exporter",
     "cloudpickle",
     "tblib.pickling_support",
-    "pydantic.v1",
-    "freezegun.api",
     "emulator.runners.child",
 )
+#: What a runner may need, imported while nothing is asked for: freezegun, and what has to be
+#: imported before time is frozen.
+_FURTHER_IMPORTS = ("pydantic.v1", "freezegun.api", "fal.toolkit")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Boot:
     #: Pickled by the SDK's means, or the module and qualified name to import.
     app: bytes | tuple[str, str]
     wire: tuple[str, int]
+    #: Where processes that it forks join.
+    door: str
     #: Arguments of ``coverage.Coverage``; None: nothing is measured.
     coverage: dict[str, Any] | None = None
     #: Ports of the app and its metrics, as the SDK binds them.
@@ -86,12 +88,17 @@ def main(descriptor: int) -> None:
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _import()
+    _import(_IMPORTS)
     children: Children = {}
+    is_ready = False
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
         while True:
-            for key, _ in selector.select():
+            events = selector.select(None if is_ready or not children else 0)
+            if not events:
+                _import(_FURTHER_IMPORTS)
+                is_ready = True
+            for key, _ in events:
                 if key.fileobj is control:
                     if not _fork(control, selector, children):
                         _kill(children)
@@ -100,10 +107,10 @@ def main(descriptor: int) -> None:
                     _report_exit(key.fd, control, selector, children)
 
 
-def _import() -> None:
+def _import(names: tuple[str, ...]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in _IMPORTS:
+        for name in names:
             with suppress(ImportError):
                 importlib.import_module(name)
         from emulator.sdk import warm_package_list

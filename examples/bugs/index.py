@@ -22,6 +22,7 @@ TOPICS = (
     "Downloading files",
     "Links and files that expire",
     "Runners, /data and /tmp",
+    "Apps that work until they are deployed",
     "Inputs",
     "Files",
     "Archives",
@@ -62,7 +63,6 @@ NOT_REPRODUCED = (
     ("P31", "a request that is tried again runs twice, files and webhooks included", _GATEWAY),
     ("P33", "KV: every entry is deleted after 30 days", "the KV store"),
     ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
-    ("P37", "worker processes do not know the request they work for", "runners that are processes"),
     ("P39", "results of nested calls cannot be read by the caller", _GATEWAY),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import time
@@ -16,6 +15,8 @@ import pytest
 from fal.toolkit import download_file, download_model_weights
 from freezegun import freeze_time
 from gallery import bug
+
+from pytest_fal import StartupError
 
 TOPIC = "Model weights"
 URL = "https://example.com/model.bin"
@@ -32,6 +33,15 @@ def wait_until(condition):
     raise TimeoutError
 
 
+class Model(fal.App):
+    def setup(self) -> None:
+        self.weights = download_model_weights(URL)
+
+    @fal.endpoint("/")
+    def size(self) -> int:
+        return self.weights.stat().st_size
+
+
 # --- what is taken for the weights ---------------------------------------------------------------
 
 
@@ -41,8 +51,7 @@ def wait_until(condition):
     topic=TOPIC,
     seen=("1.75.5", "1.83.0"),
 )
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and newer
-def test_a_killed_runner_leaves_truncated_weights(fal_origin, fal_faults, fal_data):
+def test_a_killed_runner_leaves_truncated_weights(fal_runner, fal_origin, fal_faults):
     """A runner killed in mid-download leaves truncated weights, which all others load for ever.
 
     Production: a start that takes too long, a deploy or a full node kills a runner that is
@@ -55,14 +64,11 @@ def test_a_killed_runner_leaves_truncated_weights(fal_origin, fal_faults, fal_da
         only once it is complete. What was left over is never taken for it.
     """
     model = fal_origin.serve(URL, WEIGHTS)
-    gate = fal_faults.gate(after=MIB, times=1)
-    runner = multiprocessing.get_context("fork").Process(target=download_model_weights, args=(URL,))
-    runner.start()
-    gate.wait()
-    wait_until(lambda: fal_data.size == MIB)
-    runner.kill()
-    runner.join()
+    fal_faults.kill_runner(after=MIB, path="/model.bin", times=1)
+    with pytest.raises(StartupError):
+        fal_runner(Model, isolation="process")
 
+    assert fal_runner(Model, isolation="process").post("/").json() == MIB
     assert download_model_weights(URL).read_bytes() == WEIGHTS[:MIB]
     assert download_model_weights(URL).read_bytes() == WEIGHTS[:MIB]
     assert len(model.requests) == 1
