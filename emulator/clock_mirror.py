@@ -158,8 +158,9 @@ class _FollowingFileTimes(FileTimes):
             self._read = self._read_timeline(number)
             self._number = number
         if changes != self._changes:
-            self._changes = changes
-            self._pins, self.devices = self._ask("pins")
+            pins, devices = self._ask("pins")
+            # Not before: another thread that asks for the time meanwhile has to ask as well.
+            self._pins, self.devices, self._changes = pins, devices, changes
         return self._read
 
     @timeline.setter
