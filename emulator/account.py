@@ -39,6 +39,7 @@ from emulator.network.routes import Routes
 from emulator.network.trust import Authority
 from emulator.network.urllib_entrance import UrllibEntrance
 from emulator.network.wire import Abort, Stall, Wire
+from emulator.runners.gateway import Gateway
 from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
@@ -96,6 +97,9 @@ class Emulator:
         self._router = Router(self.ledger, self._routes, self.faults)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
+        self._gateway = Gateway(
+            self.clock, self.ledger, self._identities, lambda: self.settings, lambda: self._runners
+        )
 
     def __repr__(self) -> str:
         return f"<Emulator: {'running' if self.active else 'stopped'}>"
@@ -176,6 +180,12 @@ class Emulator:
         return self._runners.all
 
     @property
+    def gateway(self) -> Gateway:
+        """Deployments, and the ways to call them."""
+        self._check_active("gateway")
+        return self._gateway
+
+    @property
     def fork_server(self) -> int | None:
         """The process that runners' processes are forked from; None before the first of them."""
         return self._disk.fork_server()
@@ -184,6 +194,15 @@ class Emulator:
     def directory(self) -> str | None:
         """Where the volumes of the test under way really are."""
         return self._disk.directory
+
+    def come_to_rest(self) -> None:
+        """Give what goes on by itself a moment to come to its end, unless a gate holds something.
+
+        Between the phases of a test its output is read, from streams that must not be written to
+        meanwhile: Python before 3.12.4 crashes of that.
+        """
+        if self.active:
+            self._gateway.come_to_rest(unless=lambda: self.faults.holds)
 
     # --- lifetime --------------------------------------------------------------------------------
 
@@ -232,7 +251,9 @@ class Emulator:
             undo.callback(self.clock.reset)
             undo.callback(self._between.stop)
             undo.callback(self._sdk.drain)
+            undo.callback(self._gateway.end)
             undo.callback(self._runners.stop_all)
+            undo.callback(self._gateway.close)
             # First of all: what a gate holds would keep runners and connections from ending.
             undo.callback(self.faults.end)
             self._undo = undo.pop_all()
@@ -302,6 +323,7 @@ class Emulator:
         self._runners = Runners(
             self._disk, self.ledger, self._identities, settings, self.clock, self._between.place
         )
+        self._runners.ended = self._gateway.runner_ended
         self._connect_network()
         self._prepared = True
 
@@ -344,6 +366,7 @@ class Emulator:
         self._identities.reset()
         self._resolver.reset()
         self._runners.reset()
+        self._gateway.reset()
         self._wire.errors.clear()
 
     def _limit_volumes(self) -> None:

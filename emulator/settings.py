@@ -94,6 +94,16 @@ class Settings(BaseModel):
         default=timedelta(seconds=5),
         description="From SIGTERM to SIGKILL; an app's own wins [§4.3].",
     )
+    max_concurrency: int = Field(
+        default=10,
+        ge=1,
+        description="Runners of a deployment at most, where its app does not say it [§4.4].",
+    )
+    exploration_seed: int | None = Field(
+        default=None,
+        description="Chooses which queued call is next and which free runner gets it, in every "
+        "deployment; None: in order. As fal_gateway.explore(seed).",
+    )
 
     startup_timeout: timedelta = Field(
         default=timedelta(seconds=600),

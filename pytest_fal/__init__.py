@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from emulator.ledger import Event, Exchange, Ledger
     from emulator.network.fault import Fault, Gate
     from emulator.network.faults import Faults
+    from emulator.runners.call import Attempt, Call
+    from emulator.runners.deployment import Deployment
+    from emulator.runners.gateway import Gateway
+    from emulator.runners.options import Scaling
     from emulator.runners.runner import Runner, RunnerError, RunnerFactory, StartupError
     from emulator.schedule import Appointment
     from emulator.settings import Settings
@@ -31,14 +35,18 @@ __version__ = "0.1.0"
 __all__ = [
     "CDN",
     "Appointment",
+    "Attempt",
     "CDNFile",
+    "Call",
     "Clock",
+    "Deployment",
     "Emulator",
     "Event",
     "Exchange",
     "Fault",
     "Faults",
     "Gate",
+    "Gateway",
     "Ledger",
     "MemoryNotGivenBackWarning",
     "MockRouter",
@@ -46,6 +54,7 @@ __all__ = [
     "Runner",
     "RunnerError",
     "RunnerFactory",
+    "Scaling",
     "ServedFile",
     "Settings",
     "StartupError",
@@ -56,15 +65,19 @@ __all__ = [
 # Imported when asked for: this package is loaded in every pytest run of its environment.
 _MODULES = {
     "Appointment": "emulator.schedule",
+    "Attempt": "emulator.runners.call",
     "CDN": "emulator.storage.cdn",
     "CDNFile": "emulator.storage.cdn",
+    "Call": "emulator.runners.call",
     "Clock": "emulator.clock",
+    "Deployment": "emulator.runners.deployment",
     "Emulator": "emulator.account",
     "Event": "emulator.ledger",
     "Exchange": "emulator.ledger",
     "Fault": "emulator.network.fault",
     "Faults": "emulator.network.faults",
     "Gate": "emulator.network.fault",
+    "Gateway": "emulator.runners.gateway",
     "Ledger": "emulator.ledger",
     "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
@@ -72,6 +85,7 @@ _MODULES = {
     "Runner": "emulator.runners.runner",
     "RunnerError": "emulator.runners.runner",
     "RunnerFactory": "emulator.runners.runner",
+    "Scaling": "emulator.runners.options",
     "ServedFile": "emulator.hosts.origin",
     "Settings": "emulator.settings",
     "StartupError": "emulator.runners.runner",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from emulator.hosts.origin import Origin
     from emulator.ledger import Ledger
     from emulator.network.faults import Faults
+    from emulator.runners.gateway import Gateway
     from emulator.runners.runner import RunnerFactory
     from emulator.storage.cdn import CDN
     from emulator.storage.volume import Volume
@@ -87,6 +88,12 @@ def fal_faults(fal_emulator: Emulator) -> Faults:
 def fal_ledger(fal_emulator: Emulator) -> Ledger:
     """What happened."""
     return fal_emulator.ledger
+
+
+@pytest.fixture
+def fal_gateway(fal_emulator: Emulator) -> Gateway:
+    """``fal_gateway.deploy("owner/app", MyApp)``: a fleet of runners with a queue before it."""
+    return fal_emulator.gateway
 
 
 @pytest.fixture

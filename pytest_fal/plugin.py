@@ -18,6 +18,7 @@ from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the p
     fal_data,
     fal_emulator,
     fal_faults,
+    fal_gateway,
     fal_http,
     fal_ledger,
     fal_origin,
@@ -74,6 +75,26 @@ def pytest_report_header(config: pytest.Config) -> str:
     from pytest_fal import namespace
 
     return f"fal: {namespace.describe(config)}"
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """As :func:`pytest_runtest_call`."""
+    try:
+        return (yield)
+    finally:
+        if running in item.stash:
+            item.stash[running].come_to_rest()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Before pytest reads what was printed, runners come to rest; so inside of its capturing."""
+    try:
+        return (yield)
+    finally:
+        if running in item.stash:
+            item.stash[running].come_to_rest()
 
 
 @pytest.hookimpl(wrapper=True)

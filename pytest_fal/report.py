@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import pytest
 
     from emulator.account import Emulator
-    from emulator.ledger import Exchange
+    from emulator.ledger import Event, Exchange
+    from emulator.runners.deployment import Deployment
     from emulator.storage.volume import Volume
 
 __all__ = ["add_sections", "hide_our_frames", "table", "warn_of_unused"]
@@ -34,7 +35,9 @@ def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
 
 def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
     ledger = emulator.ledger
-    events = [f"{event.at:%H:%M:%S} {event.kind}: {event.text}" for event in ledger.events]
+    # What deployments decided stands with each of them.
+    others = [event for event in ledger.events if not _is_of_a_deployment(event, emulator)]
+    events = [f"{event.at:%H:%M:%S} {event.kind}: {event.text}" for event in others]
     sections = [
         (_count(len(ledger.exchanges), "exchange"), table(ledger.exchanges)),
         ("events", events[-_MOST:]),
@@ -42,10 +45,17 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
         ("faults that never struck", [repr(fault) for fault in emulator.faults.unused]),
         (f"volumes, kept in {emulator.directory}", _volumes(emulator)),
     ]
+    for deployment in emulator.gateway.deployments.values():
+        sections.append((repr(deployment)[1:-1], _deployment(deployment)))
     if len(emulator.runners) > 1:  # what a single one printed is in pytest's captured stdout
         for runner in emulator.runners:
             sections.append((f"output of {runner.name} ({runner.state})", _output(runner.output)))
     return sections
+
+
+def _is_of_a_deployment(event: Event, emulator: Emulator) -> bool:
+    names = tuple(f"{name}: " for name in emulator.gateway.deployments)
+    return event.kind == "deployment" and event.text.startswith(names)
 
 
 def warn_of_unused(emulator: Emulator) -> None:
@@ -121,6 +131,12 @@ def _tree(volume: Volume) -> list[str]:
     if len(lines) > _MOST:
         lines[_MOST:] = [f"... {len(lines) - _MOST} more in {volume.backing}"]
     return lines or [f"{volume.path} is empty"]
+
+
+def _deployment(deployment: Deployment) -> list[str]:
+    """What happened to it, then where each call is."""
+    lines = [repr(call)[1:-1] for call in deployment.calls[-_MOST:]]
+    return [*deployment.history[-_MOST:], *lines]
 
 
 def _output(text: str) -> list[str]:

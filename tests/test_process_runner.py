@@ -16,6 +16,8 @@ import httpx
 import pytest
 from fal.ref import get_current_app
 from fal.toolkit import File, download_file
+from fastapi import WebSocket
+from leaks import Snapshot
 
 from emulator.errors import EmulatorError, UnknownHostError
 from emulator.runners.runner import RunnerError, StartupError
@@ -522,12 +524,10 @@ def test_the_fork_server_is_started_again_if_it_was_lost(boot, fal_emulator):
 
 def test_nothing_of_200_runners_is_left(boot):
     boot().stop()
-    descriptors = len(os.listdir("/proc/self/fd"))
-    threads = threading.active_count()
+    before = Snapshot.take()
     for _ in range(199):
         boot().stop()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert threading.active_count() == threads
+    assert before.leaks_since() == []
 
 
 # --- what a person sees --------------------------------------------------------------------------
@@ -688,3 +688,48 @@ def test_a_traceback_shows_the_lines_of_a_pickled_app(boot):
 def test_a_process_knows_nothing_of_an_app_that_runs_in_the_tests_own(boot, fal_emulator):
     fal_emulator.runner(Crashing)
     assert boot().post("/").status_code == 200
+
+
+# --- websockets ----------------------------------------------------------------------------------
+
+
+class Talking(fal.App):
+    @fal.endpoint("/talk", is_websocket=True)
+    async def talk(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        name = await websocket.receive_text()
+        await websocket.send_text((await File.from_bytes_async(b"x", file_name=name)).url)
+        await websocket.close()
+
+
+def test_an_upload_from_a_websocket_has_lost_its_requests_context(boot, fal_ledger, fal_cdn):
+    from websockets.sync.client import connect
+
+    runner = boot(Talking)
+    headers = {"x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 60}'}
+    with connect(f"ws://127.0.0.1:{runner.port}/talk", additional_headers=headers) as client:
+        client.send("a.txt")
+        url = client.recv()
+    assert fal_cdn.info(url).expires_at is None
+    notes = [note for exchange in fal_ledger.exchanges for note in exchange.notes]
+    assert [note.partition(":")[0] for note in notes] == ["the request's context was lost"]
+
+
+def test_an_exception_comes_with_its_traceback(boot):
+    class Broken(fal.App):
+        def setup(self):
+            raise OddError("no weights")  # this line
+
+        @fal.endpoint("/")
+        def answer(self) -> dict:
+            return {}
+
+    def fail():
+        raise OddError("odd")  # and this
+
+    with pytest.raises(OddError) as caught:
+        boot(Broken)
+    assert "this line" in str(caught.traceback[-1].statement)
+    with pytest.raises(OddError) as caught:
+        boot().run(fail)
+    assert "and this" in str(caught.traceback[-1].statement)

@@ -10,7 +10,7 @@ import fal
 import pytest
 from fal.ref import get_current_app
 from fal.toolkit import File
-from leaks import patched_attributes
+from leaks import Snapshot, patched_attributes
 from pydantic import BaseModel
 
 from emulator.errors import EmulatorError
@@ -173,3 +173,11 @@ def test_an_app_that_cannot_be_torn_down_does_not_keep_the_emulation_in_place(fa
     assert "FAL_APP_NAME" not in os.environ
     assert fal_emulator.directory is None
     fal_emulator.start()
+
+
+def test_nothing_of_200_runners_is_left(fal_runner):
+    fal_runner(Uploader).stop()
+    before = Snapshot.take()
+    for _ in range(199):
+        fal_runner(Uploader).stop()
+    assert before.leaks_since() == []

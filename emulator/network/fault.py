@@ -182,6 +182,11 @@ class Strikes:
         return bool(self._faults)
 
     @property
+    def holds(self) -> bool:
+        """Whether a gate holds something now."""
+        return any(isinstance(fault, Gate) and fault.held for fault in self._faults)
+
+    @property
     def unused(self) -> list[Fault]:
         """The faults that never struck, and were to."""
         return [f for f in self._faults if not f.count and not f.which.optional]

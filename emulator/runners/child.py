@@ -105,9 +105,11 @@ class _Process:
         except BaseException as error:
             tell_failure(self._channel.tell, error)
             raise
-        with quick_package_list():
-            asyncio.run(self._main())
-        self._finish()
+        try:
+            with quick_package_list():
+                asyncio.run(self._main())
+        finally:
+            self._finish()
         return 0
 
     async def _main(self) -> None:
@@ -149,7 +151,7 @@ class _Process:
                 else:
                     result = function(*arguments, **options)
             except BaseException as error:
-                return dumps((False, error))
+                return dumps((False, error), error)
         return dumps((True, result))
 
     # --- the end ---------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from emulator.network.peer import Peer
+from emulator.runners.runner import RunnerKilled
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -123,12 +124,16 @@ class Elsewhere:
         def expect(local_port: int, address: str, port: int) -> None:
             wire.expect(local_port, Peer(address, port, number))
 
+        def wake(end: int) -> None:
+            with self._act_for(number), suppress(RunnerKilled):  # with the sleeper ends its sleep
+                self._clock.wake(end)
+
         return {
             "lookup": lookup,
             "connect": connect,
             "expect": expect,
             "engaged": lambda: mirror.engaged,
-            "wake": self._clock.wake,
+            "wake": wake,
             "pins": mirror.pins,
             "pin": mirror.pin,
         }

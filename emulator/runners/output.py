@@ -24,10 +24,13 @@ _SERVER = re.compile(
     r"complete|Uvicorn running on|Shutting down|Finished server process)"
 )
 #: How often, and how many seconds apart, is looked whether a pipe was read.
-_LOOKS, _LOOK = 2000, 0.0005
+_LOOKS, _FEW_LOOKS, _LOOK = 2000, 20, 0.0005
 #: The SDK prints an unhandled exception as one line of JSON, its frames in reverse.
 _TRACEBACK = '{"traceback": '
 _INSTALLED = ("/site-packages/", "/dist-packages/", "/lib/python3")
+
+
+_one_writes = threading.RLock()
 
 
 class OutputSplitter:
@@ -61,24 +64,28 @@ class _Split:
     def __init__(self, stream: TextIO, sink: Callable[[], list[str] | None]) -> None:
         self._stream = stream
         self._sink = sink
-        self._noise: list[str] | None = None
+        #: The runners that are printing noise, by their sinks.
+        self._noisy: set[int] = set()
 
     def write(self, text: str) -> int:
         sink = self._sink()
         if sink is None:
-            return self._stream.write(text)
+            return self._pass_on(text)
         sink.append(text)
         if text.startswith(_TRACEBACK):
-            return self._stream.write(readable(text)) and len(text)
-        if text.startswith(_NOISE):
-            self._noise = sink
-            return len(text)
-        if self._noise is sink:
-            # print() writes its parts one by one, up to the newline.
-            if text.endswith("\n"):
-                self._noise = None
-            return len(text)
-        return self._stream.write(text)
+            self._pass_on(readable(text))
+        elif text.startswith(_NOISE):
+            self._noisy.add(id(sink))
+        elif id(sink) not in self._noisy:
+            self._pass_on(text)
+        elif text.endswith("\n"):  # print() writes its parts one by one, up to the newline
+            self._noisy.discard(id(sink))
+        return len(text)
+
+    def _pass_on(self, text: str) -> int:
+        # Python before 3.12.4 crashes when two threads write to one text stream (gh-119506).
+        with _one_writes:
+            return self._stream.write(text)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -91,7 +98,8 @@ class _Split:
 class Transcript:
     """What a runner's process prints, read from its end of a pipe.
 
-    All of it is kept; what a person wants to see goes on to this process's stdout, line by line.
+    All of it is kept. What a person wants to see goes on to this process's stdout, when and where
+    :meth:`show` is called: a line that came between two phases of a test would be shown in neither.
     """
 
     def __init__(self) -> None:
@@ -101,15 +109,26 @@ class Transcript:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pieces: list[str] = []
         self._line = ""
+        self._unshown: list[str] = []
 
     @property
     def text(self) -> str:
         """All that was printed so far, what is still in the pipe included."""
-        for _ in range(_LOOKS):
+        self._wait_for_the_pipe(_LOOKS)
+        return "".join(self._pieces)
+
+    def show(self) -> None:
+        """Print what was not shown yet."""
+        self._wait_for_the_pipe(_FEW_LOOKS)
+        with self._lock:
+            lines, self._unshown = self._unshown, []
+        sys.stdout.write("".join(lines))
+
+    def _wait_for_the_pipe(self, looks: int) -> None:
+        for _ in range(looks):
             if not self._waits():
                 break
             _pause(_LOOK)
-        return "".join(self._pieces)
 
     def follow(self, descriptor: int) -> None:
         """Read from this pipe; it is closed at its end."""
@@ -142,7 +161,7 @@ class Transcript:
 
     def _show(self, line: str) -> None:
         if line and not _is_noise(line):
-            sys.stdout.write(readable(line) if line.startswith(_TRACEBACK) else line)
+            self._unshown.append(readable(line) if line.startswith(_TRACEBACK) else line)
 
 
 def _pause(seconds: float) -> None:

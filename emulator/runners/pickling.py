@@ -42,8 +42,17 @@ class Sender:
             return self.dumps((function, arguments, options))
 
 
-def dumps(thing: Any) -> bytes:
-    """Pickle something for the test: it has every class that was ever sent between the two."""
+def dumps(thing: Any, error: BaseException | None = None) -> bytes:
+    """Pickle something for the test: it has every class that was ever sent between the two.
+
+    Args:
+        thing: what it is.
+        error: an exception in it whose traceback is to go along.
+    """
+    if error is not None:
+        from tblib import pickling_support
+
+        pickling_support.install(error)
     file = io.BytesIO()
     with _by_name("fal", "tblib"):
         _Pickler(file, lambda _: True).dump(thing)

@@ -238,6 +238,9 @@ class ProcessRunner(Runner):
         if self._view is not None:
             self._view.close()
 
+    def _show(self) -> None:
+        self._transcript.show()
+
     # --- told by the process ---------------------------------------------------------------------
 
     def _read(self) -> None:
@@ -295,8 +298,9 @@ class ProcessRunner(Runner):
 
     def deliver(self, request: httpx.Request) -> httpx.Response:
         """Have the app answer."""
-        if self._http is None:
-            self._http = httpx.HTTPTransport(limits=httpx.Limits(max_connections=None))
+        with self._lock:  # of several requests at once the first makes it
+            if self._http is None:
+                self._http = httpx.HTTPTransport(limits=httpx.Limits(max_connections=None))
         url = request.url.copy_with(scheme="http", host="127.0.0.1", port=self.port)
         forwarded = httpx.Request(
             request.method, url, headers=request.headers, content=request.read()

@@ -12,6 +12,7 @@ from emulator.errors import EmulatorError
 from emulator.runners.current_app import CurrentApp
 from emulator.runners.elsewhere import Elsewhere
 from emulator.runners.environment import SharedEnvironment, variables
+from emulator.runners.limits import Limits
 from emulator.runners.machine_types import pretend
 from emulator.runners.output import OutputSplitter
 from emulator.runners.runner import Runner, Surroundings
@@ -62,6 +63,11 @@ class Runners:
         self._output = OutputSplitter(self._sink)
         self._stand_in = CurrentApp(self._app_here)
         self._booting = threading.Lock()
+        self._publishing = threading.Lock()
+        #: Starts under way: the environment stays as it is meanwhile.
+        self._starting = 0
+        #: Called with the name of a runner that has ended.
+        self.ended: Callable[[str], None] = _nobody
         self._elsewhere = Elsewhere(self.all, clock, disk)
 
     def reset(self) -> None:
@@ -95,13 +101,17 @@ class Runners:
         """The name of the runner that the calling thread is on."""
         return self.name_of(self.number_here())
 
+    def is_in_an_app(self) -> bool:
+        """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
+        return bool(self._alive) and mounts.current_namespace() in self._alive
+
     def name_of(self, number: int | None) -> str | None:
         """The name of a runner."""
         return None if number is None else self._names.get(number)
 
     def named(self, name: str | None) -> Runner | None:
         """The runner of this name."""
-        return next((runner for runner in self.all if runner.name == name), None)
+        return next((runner for runner in list(self.all) if runner.name == name), None)
 
     def newest_process(self) -> Runner | None:
         """The runner in a process that was started last, of those that live."""
@@ -139,29 +149,78 @@ class Runners:
         placement: tuple[str | None, str | None] = (None, None),
     ) -> Runner:
         """Boot an app on a new runner; see ``Emulator.runner``."""
-        module = load_app_module()
-        _check(module, app, isolation)
-        pretended = pretend(gpu, app)
+        name = self.next_name()
+        return self.boot_as(name, app, isolation, gpu, env, load, placement=placement)
+
+    def next_name(self) -> str:
+        """A name that no runner of this test has had."""
         with self._booting:
             self._count += 1
-            name = f"runner-{self._count}"
-            around = self._surroundings(name, env, pretended, placement)
-            runner: Runner
-            if isolation == "process":
-                runner = self._elsewhere.runner(name, app, around, load)
-            else:
-                own = pretended is not None
-                self._environment.enter(self._settings(), env, own, alone=not self._alive)
-                runner = ThreadRunner(name, app, around)
-            self.all.append(runner)
+            return f"runner-{self._count}"
+
+    def boot_as(
+        self,
+        name: str,
+        app: type,
+        isolation: str,
+        gpu: str | bool | None,
+        env: dict[str, str],
+        load: str,
+        fleet: Limits | None = None,
+        placement: tuple[str | None, str | None] = (None, None),
+    ) -> Runner:
+        """Boot an app on a runner of a name that :meth:`next_name` gave; also in several threads.
+
+        Args:
+            fleet: the limits of the deployment it belongs to, which judges its answers.
+            placement: its server and datacenter; None: as the settings say.
+        """
+        _check(load_app_module(), app, isolation)
+        pretended = pretend(gpu, app)
+        with self._booting:
+            self._starting += 1
+        try:
+            with self._booting:
+                limits = fleet or self._limits(app)
+                around = self._surroundings(name, env, pretended, limits, placement)
+                around.in_fleet = fleet is not None
+                runner = self._make(name, app, around, isolation, env, load, pretended)
+                self.all.append(runner)
+            return self._start(runner)
+        finally:
+            with self._booting:
+                self._starting -= 1
+            self._leave_after_the_last()
+
+    def _make(
+        self,
+        name: str,
+        app: type,
+        around: Surroundings,
+        isolation: str,
+        env: dict[str, str],
+        load: str,
+        pretended: Pretended | None,
+    ) -> Runner:
+        if isolation == "process":
+            return self._elsewhere.runner(name, app, around, load)
+        alone = not self._alive and self._starting == 1
+        self._environment.enter(self._settings(), env, pretended is not None, alone=alone)
+        return ThreadRunner(name, app, around)
+
+    def _start(self, runner: Runner) -> Runner:
         with quick_package_list():
             try:
                 runner.start()
             except BaseException as error:
                 if hasattr(error, "add_note"):
-                    error.add_note(f"(in the setup of {app.__name__} on {name})")
+                    name = runner.app_class.__name__
+                    error.add_note(f"(in the setup of {name} on {runner.name})")
                 raise
         return runner
+
+    def _limits(self, app: type) -> Limits:
+        return Limits.of(app, self._settings())
 
     def stop_all(self) -> None:
         """Shut down every runner that is still alive, the newest first; raises the first error."""
@@ -181,6 +240,7 @@ class Runners:
         name: str,
         env: Mapping[str, str],
         pretended: Pretended | None,
+        limits: Limits,
         placement: tuple[str | None, str | None],
     ) -> Surroundings:
         settings, share = self._settings(), self._place(name, *placement)
@@ -199,6 +259,7 @@ class Runners:
             changed=self._changed,
             note=lambda text: self._ledger.event("runner", text),
             intercept=self._intercept,
+            limits=limits,
         )
 
     def _changed(self, runner: Runner, state: str) -> None:
@@ -209,6 +270,8 @@ class Runners:
             self._thread_changed(runner, state)
         elif state == "SETUP":
             self._names[self._elsewhere.number_of(runner)] = runner.name
+        if state == "TERMINATED":
+            self.ended(runner.name)
 
     def _thread_changed(self, runner: ThreadRunner, state: str) -> None:
         if state == "request":
@@ -222,14 +285,19 @@ class Runners:
             # Both: the thread of a killed runner may not end, in a blocking endpoint.
             self._alive.pop(runner.namespace or 0, None)
             self._publish()
-            if state == "TERMINATED" and not self._alive:
-                self._output.uninstall()
-                self._environment.leave()
+            if state == "TERMINATED":
+                self._leave_after_the_last()
+
+    def _leave_after_the_last(self) -> None:
+        if not self._alive and not self._starting:
+            self._output.uninstall()
+            self._environment.leave()
 
     def _publish(self) -> None:
         """The SDK has one current app a process: the only one there is, or a stand-in."""
-        apps = [runner.app for runner in self._alive.values()]
-        publish_current_app(None if not apps else apps[0] if len(apps) == 1 else self._stand_in)
+        with self._publishing:
+            apps = [runner.app for runner in list(self._alive.values())]
+            publish_current_app(None if not apps else apps[0] if len(apps) == 1 else self._stand_in)
 
     def _app_here(self) -> Any:
         runner = self._alive.get(mounts.current_namespace())
@@ -266,6 +334,10 @@ class Runners:
         if parsed.error is None or parsed.error[0] != 400:
             return None  # whether the gateway looks at the numbers is not known; uploads do
         return httpx.Response(400, json={"detail": parsed.error[1]}, request=request)
+
+
+def _nobody(name: str) -> None:
+    """Nobody is told."""
 
 
 def _check(module: Any, app: object, isolation: str) -> None:

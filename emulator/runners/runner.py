@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import httpx
 
 from emulator.errors import EmulatorError
-from emulator.runners import limits
 from emulator.runners.output import without_noise
 from emulator.runners.supervision import Supervision
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
+    from emulator.runners.limits import Limits
     from emulator.settings import Settings
     from emulator.storage.disk import RunnerDisk
     from emulator.storage.volume import Volume
@@ -65,7 +65,8 @@ class Surroundings:
     """What a runner finds on the platform.
 
     ``changed`` is told each new state, ``note`` what the platform decided, ``intercept`` is what
-    fal's gateway answers a request itself (None lets it through to the app).
+    fal's gateway answers a request itself (None lets it through to the app). ``in_fleet``: what its
+    answers mean for it is decided by its deployment.
     """
 
     disk: RunnerDisk
@@ -77,6 +78,8 @@ class Surroundings:
     changed: Callable[[Any, str], None]
     note: Callable[[str], None]
     intercept: Callable[[Any, httpx.Request], httpx.Response | None]
+    limits: Limits
+    in_fleet: bool = False
 
 
 class Runner(abc.ABC):
@@ -105,7 +108,7 @@ class Runner(abc.ABC):
         self._client: httpx.Client | None = None
         self._finisher: int | None = None
         self._is_over = threading.Event()
-        self._supervision = Supervision(self, around.clock, around.settings, around.note)
+        self._supervision = Supervision(self, around)
 
     def __repr__(self) -> str:
         return f"<Runner {self.name} {self.app_class.__name__} {self.state}>"
@@ -157,6 +160,7 @@ class Runner(abc.ABC):
         try:
             return self._call(function, args, kwargs)
         finally:
+            self._show()
             with self._lock:
                 self.runs -= 1
 
@@ -176,9 +180,11 @@ class Runner(abc.ABC):
             StartupError: it ended or was killed before that, or it took longer than the app's
                 ``startup_timeout`` [§4.4].
         """
-        limit = limits.startup_timeout(self.app_class, self._around.settings)
+        limit = self._around.limits.startup_timeout
         reason = f"its start took longer than startup_timeout ({limit.total_seconds():g} s)"
         alarm = self._around.clock.on(limit, lambda: self.kill(reason))
+        if self._around.in_fleet:  # which keeps the time
+            alarm.cancel()
         try:
             self._boot()
             self._ready.result()
@@ -189,6 +195,7 @@ class Runner(abc.ABC):
             raise
         finally:
             alarm.cancel()
+            self._show()
         self._supervision.begin()
 
     def stop(self) -> None:
@@ -204,7 +211,7 @@ class Runner(abc.ABC):
             self._await_end()
             return
         self._refuse_from_inside("stop itself. Call runner.stop() from the test.")
-        grace = limits.grace(self.app_class, self._around.settings)
+        grace = self._around.limits.grace
         reason = f"not ended {grace.total_seconds():g} s after SIGTERM"
         self._move("DRAINING")
         alarm = self._around.clock.on(grace, lambda: self.kill(reason))
@@ -250,6 +257,10 @@ class Runner(abc.ABC):
         """Give everything back, after its end."""
 
     @abc.abstractmethod
+    def _show(self) -> None:
+        """Print what the app printed meanwhile, where it did not do that here itself."""
+
+    @abc.abstractmethod
     def is_here(self) -> bool:
         """Whether the calling thread is the one that must not wait for this runner."""
 
@@ -267,6 +278,7 @@ class Runner(abc.ABC):
             self._client.close()
         self._supervision.end()
         self._dispose()
+        self._show()
         self._around.changed(self, "TERMINATED")
         self._around.disk.discard()
         self._is_over.set()
@@ -274,7 +286,7 @@ class Runner(abc.ABC):
     def _await_end(self) -> None:
         """Somebody else is ending it."""
         if self._finisher != threading.get_ident() and not self.is_here():
-            limit = limits.grace(self.app_class, self._around.settings).total_seconds()
+            limit = self._around.limits.grace.total_seconds()
             self._is_over.wait(limit + _FINISH_SECONDS)
 
     def _move(self, state: State) -> None:
@@ -337,7 +349,10 @@ class Runner(abc.ABC):
         refusal = self._around.intercept(self, request)
         if refusal is not None:
             return refusal
-        return self._supervision.serve(request)
+        try:
+            return self._supervision.serve(request)
+        finally:
+            self._show()
 
     def check_health(self, failures: int | None = None) -> bool:
         """Do the platform's health check; the runner is killed if it fails [§4.5].

@@ -16,6 +16,7 @@ from emulator.runners.pickling import dumps
 
 __all__ = ["follow_server", "hurry_server", "tell_failure"]
 
+_IN_A_REQUEST = "Exception in ASGI application\n"
 _SHUTDOWN = "Waiting for application shutdown."
 _DOZE = 0.01
 
@@ -57,7 +58,10 @@ class _Follower(logging.Filter):
             self._shutdowns += 1
             if self._shutdowns == 2:  # the server of the metrics goes first
                 self._tell("state", "TERMINATING")
-        elif record.levelno >= logging.ERROR and "ASGI application" not in str(record.msg):
+        elif record.msg == _IN_A_REQUEST:
+            # The SDK prints it before, in fewer words: this one has the web framework's frames.
+            record.msg, record.exc_info = f"{_IN_A_REQUEST.strip()}, as printed above", None
+        elif record.levelno >= logging.ERROR:
             error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
             if error is not None:
                 tell_failure(self._tell, error)
@@ -67,7 +71,7 @@ class _Follower(logging.Filter):
 def tell_failure(tell: Callable[..., None], error: BaseException) -> None:
     """Tell an exception, or what it says where it cannot be pickled."""
     try:
-        pickled = dumps(error)
+        pickled = dumps(error, error)
     except Exception:
         pickled = None
     tell("failed", pickled, f"{type(error).__name__}: {error}")

@@ -15,10 +15,8 @@ from emulator.runners import limits
 from emulator.runners.health import Check
 
 if TYPE_CHECKING:
-    from emulator.clock import Clock
-    from emulator.runners.runner import Runner
+    from emulator.runners.runner import Runner, Surroundings
     from emulator.schedule import Appointment
-    from emulator.settings import Settings
 
 __all__ = ["Supervision"]
 
@@ -28,18 +26,15 @@ class Supervision:
 
     Args:
         runner: it is killed or stopped where the platform would.
-        clock: what limits are kept by.
-        settings: the account's.
-        note: told what is decided.
+        around: the clock that limits are kept by, and who is told what is decided.
     """
 
-    def __init__(
-        self, runner: Runner, clock: Clock, settings: Settings, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, runner: Runner, around: Surroundings) -> None:
         self._runner = runner
-        self._clock = clock
-        self._settings = settings
-        self._note = note
+        self._around = around
+        self._clock = around.clock
+        self._settings = around.settings
+        self._note = around.note
         self._lock = threading.Lock()
         self._checks: Appointment | None = None
         self._failed = 0
@@ -83,7 +78,7 @@ class Supervision:
     @contextmanager
     def _in_time(self) -> Iterator[None]:
         """A request in flight; the runner is killed when it takes too long."""
-        limit = limits.request_timeout(self._runner.app_class, self._settings)
+        limit = self._around.limits.request_timeout
         is_over = threading.Event()
 
         def time_out() -> None:
@@ -92,6 +87,8 @@ class Supervision:
                 self._runner.kill(f"a request took longer than request_timeout ({seconds})")
 
         alarm = self._clock.on(limit, time_out)
+        if self._around.in_fleet:  # which keeps the time; not in real time, though
+            alarm.cancel()
         timer = self._real_timer(limit, time_out)
         self._count(1)
         try:
@@ -125,6 +122,8 @@ class Supervision:
 
     def _judge(self, response: httpx.Response) -> None:
         """What the platform does with a runner after such an answer [§4.5, §4.6]."""
+        if self._around.in_fleet and "x-fal-runner-health-check" not in response.headers:
+            return
         if response.status_code == 503 and self._settings.runner_after_503 == "killed":
             self._runner.kill("it answered 503")
         elif "x-fal-runner-health-check" in response.headers:

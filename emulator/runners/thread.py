@@ -86,6 +86,9 @@ class ThreadRunner(Runner):
     def _dispose(self) -> None:
         self._thread.join(timeout=1.0)
 
+    def _show(self) -> None:
+        pass  # it prints in this process, where OutputSplitter stands
+
     def is_here(self) -> bool:
         """Whether the calling thread must not wait for this runner."""
         return threading.current_thread() is self._thread

@@ -164,6 +164,8 @@ def _become(
         from emulator.runners.child import run
 
         code = run(boot, descriptors)
+    except SystemExit as ended:  # uvicorn's, where the app could not be started; it has said why
+        code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

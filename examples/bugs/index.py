@@ -60,7 +60,6 @@ NOT_REPRODUCED = (
     ("P8", "inputs that the JavaScript client uploads by itself carry no lifetime", _JAVASCRIPT),
     ("P15", "links to R2 and S3 die after 15 minutes, whatever the request says", "S3 and R2"),
     ("P17", "deleting a request's payloads leaves its input files on the CDN", _GATEWAY),
-    ("P31", "a request that is tried again runs twice, files and webhooks included", _GATEWAY),
     ("P33", "KV: every entry is deleted after 30 days", "the KV store"),
     ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
     ("P39", "results of nested calls cannot be read by the caller", _GATEWAY),

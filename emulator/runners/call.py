@@ -1,0 +1,138 @@
+"""A request on its way through the gateway: where it is, and what each attempt came to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from emulator.runners import waiting
+from emulator.runners.retries import RetryPolicy
+
+if TYPE_CHECKING:
+    import httpx
+
+    from emulator.runners.dispatch import Dispatch
+
+__all__ = ["Attempt", "Call", "CallStatus"]
+
+CallStatus = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One run of a handler for a call."""
+
+    number: int
+    #: Name of the runner.
+    runner: str
+    #: Virtual time of its start.
+    at: datetime
+    #: When it is over its ``request_timeout``.
+    deadline: datetime = field(repr=False)
+    #: What the app answered; None: nothing.
+    status: int | None = None
+    #: Why it ended, in words; None while it runs.
+    ended: str | None = None
+    #: What a retry of it is about.
+    condition: str | None = None
+
+
+class Call:
+    """A request that was submitted; see ``Deployment.submit``."""
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        number: int,
+        request_id: str,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        policy: RetryPolicy,
+        at: datetime,
+    ) -> None:
+        self._dispatch = dispatch
+        self.number = number
+        #: ``x-fal-request-id``: the same in every attempt.
+        self.request_id = request_id
+        self.path = path
+        #: ``json=`` or ``content=`` of the request.
+        self.body = body
+        #: What the app gets.
+        self.headers = headers
+        self.policy = policy
+        #: Virtual time at which it came, or came back to the queue.
+        self.waiting_since = at
+        #: Until when it has to be started; None: for ever.
+        self.deadline: datetime | None = None
+        #: ``X-Fal-Queue-Priority: low``.
+        self.low_priority = False
+        #: ``X-Fal-Runner-Hint``.
+        self.hint: str | None = None
+        #: What became of it so far, the first attempt first.
+        self.attempts: list[Attempt] = []
+        #: What the caller gets; None until it is COMPLETED.
+        self.response: httpx.Response | None = None
+        #: Why it will have no response: dropped at a test's end.
+        self.dropped = False
+        self.cancelled = False
+        #: The attempt under way.
+        self.turn: Attempt | None = None
+        self.over = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<Call {self.name} POST {self.path}: {self._state()}>"
+
+    def _state(self) -> str:
+        if self.dropped:
+            return "dropped at the test's end"
+        if self.response is not None:
+            runs = len(self.attempts)
+            return f"{self.response.status_code} after {runs} attempt{'s' * (runs != 1)}"
+        where = f" on {self.attempts[-1].runner}" if self.turn is not None else ""
+        return f"{self.status}{where}"
+
+    @property
+    def name(self) -> str:
+        """How the ledger calls it: ``call-1``."""
+        return f"call-{self.number}"
+
+    @property
+    def direct(self) -> bool:
+        """Whether its caller waits for it, outside of the queue."""
+        return not self.policy.queued
+
+    @property
+    def status(self) -> CallStatus:
+        """As the queue tells it; while it waits to be tried again it is IN_QUEUE once more."""
+        if self.over.is_set():
+            return "COMPLETED"
+        return "IN_PROGRESS" if self.turn is not None or self.response is not None else "IN_QUEUE"
+
+    @property
+    def position(self) -> int | None:
+        """How many calls are before it in the queue; None: it is not there."""
+        return self._dispatch.queue.position(self)
+
+    def result(self, timeout: float = 30.0) -> httpx.Response:
+        """Wait for the answer.
+
+        Args:
+            timeout: seconds of real time.
+
+        Raises:
+            EmulatorError: it takes longer, or it waits for something that the test has to do: move
+                the clock, release the queue. Says what to write.
+        """
+        return waiting.result(self._dispatch, self, timeout)
+
+    def cancel(self) -> Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]:
+        """Take it back [§4.6].
+
+        While it waits it is answered 499. While it runs the app gets a POST to the endpoint's
+        ``/cancel``, with the same ``x-fal-request-id``; an app without that route goes on.
+        """
+        return self._dispatch.cancel(self)

@@ -1,0 +1,303 @@
+"""An app that is deployed: its runners, its queue, and the ways of asking it."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+
+from emulator.errors import EmulatorError
+from emulator.runners import gateway_headers, waiting
+from emulator.runners.call import Call
+from emulator.runners.dispatch import Dispatch, Turn
+from emulator.runners.options import Scaling
+from emulator.runners.retries import RetryPolicy
+from emulator.runners.runner import Runner
+
+__all__ = ["Deployment"]
+
+
+class Deployment:
+    """What ``fal_gateway.deploy`` returns.
+
+    Calls run by themselves, in threads, as soon as a runner is free; or one by one, when the test
+    says so: :meth:`hold`, :meth:`run_next`, :meth:`release`.
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        identify: Callable[[str], tuple[str, Mapping[str, str]]],
+        find: Callable[[str], Runner | None],
+        new_number: Callable[[], int],
+    ) -> None:
+        self._dispatch = dispatch
+        self._fleet = dispatch.fleet
+        self._identify = identify
+        self._find = find
+        self._new_number = new_number
+        #: Every call that ever came, in order.
+        self.calls: list[Call] = []
+
+    def __repr__(self) -> str:
+        runners = ", ".join(f"{one.name} {one.state}" for one in self.runners) or "no runner"
+        until = f", CRASH_BACKOFF until {self.blocked_until:%H:%M:%S}" if self.blocked_until else ""
+        return f"<Deployment {self.name}: {runners}; {len(self.queue)} queued{until}>"
+
+    # --- what there is ---------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """``"owner/app"``."""
+        return self._dispatch.name
+
+    @property
+    def owner(self) -> str:
+        """Whose app it is."""
+        return self.name.partition("/")[0]
+
+    @property
+    def app(self) -> type:
+        """The app that new runners run."""
+        return self._fleet.app
+
+    @property
+    def scaling(self) -> Scaling:
+        """The options in force."""
+        return self._fleet.scaling
+
+    @property
+    def runners(self) -> list[Runner]:
+        """The runners there are, the oldest first; those in setup and those that drain included."""
+        for _ in range(1000):
+            with self._dispatch.changed:
+                alive = [member for member in self._fleet.members if member.phase != "ENDED"]
+                found = [member.runner or self._find(member.name) for member in alive]
+            if None not in found:
+                break
+            # A runner that was decided on has not been made yet: a matter of moments.
+            self._dispatch.wait_until(lambda: False, 0.005)
+        return [runner for runner in found if runner is not None]
+
+    @property
+    def queue(self) -> list[Call]:
+        """The calls that wait for a runner, the next one first."""
+        return list(self._dispatch.queue)
+
+    @property
+    def history(self) -> list[str]:
+        """Every decision with its virtual time, one sentence each."""
+        return list(self._dispatch.history)
+
+    @property
+    def blocked_until(self) -> datetime | None:
+        """Until when no runner is started: CRASH_BACKOFF, or no machine; None: it is not so."""
+        blocked = self._fleet.blocked_until
+        return blocked if blocked is not None and blocked > self._dispatch.clock.now() else None
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def post(
+        self,
+        path: str = "/",
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        content: bytes | None = None,
+        caller: str | None = None,
+    ) -> httpx.Response:
+        """Call the app directly, as ``fal.run`` does: no queue, no retries.
+
+        A runner is started if there is none. What the gateway answers itself is JSON of ``detail``
+        and ``error_type``, with ``X-Fal-Error-Type`` [§6.3]. If it has to wait for something on a
+        stopped clock, the clock moves there.
+
+        Args:
+            content: the body, instead of *json*.
+            caller: who asks; by default the app's owner.
+        """
+        call = self._call(path, json, content, headers, caller, queued=False)
+        return waiting.direct_answer(self._dispatch, call)
+
+    def submit(
+        self,
+        path: str = "/",
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        content: bytes | None = None,
+        caller: str | None = None,
+    ) -> Call:
+        """Put a call into the queue, as ``queue.fal.run`` does; it is retried as documented."""
+        return self._call(path, json, content, headers, caller, queued=True)
+
+    def _call(
+        self,
+        path: str,
+        json: Any,
+        content: bytes | None,
+        headers: Mapping[str, str] | None,
+        caller: str | None,
+        queued: bool,
+    ) -> Call:
+        given = {name.lower(): value for name, value in (headers or {}).items()}
+        path = path if path.startswith("/") else f"/{path}"
+        owner = caller in (None, self.owner)
+        identifier, identity = self._identify(caller or self.owner)
+        endpoint = self.name + path.partition("?")[0].rstrip("/")
+        own = {**identity, "x-fal-request-id": identifier, "x-fal-endpoint": endpoint}
+        own["x-fal-caller-user-id"] = gateway_headers.caller_id(caller or self.owner, self.owner)
+        sent, refused = gateway_headers.forwarded(given, own)
+        call = Call(
+            self._dispatch,
+            self._new_number(),
+            identifier,
+            path,
+            _body(json, content, sent),
+            sent,
+            RetryPolicy.of(self.scaling, given, queued, owner),
+            self._dispatch.clock.now(),
+        )
+        call.low_priority = given.get("x-fal-queue-priority", "").lower() == "low"
+        call.hint = given.get("x-fal-runner-hint")
+        self.calls.append(call)
+        for name in refused:
+            self._dispatch.note(f"{call.name}: {name} left out, callers cannot set it")
+        if self._set_deadline(call, given.get("x-fal-request-timeout"), owner):
+            self._dispatch.enqueue(call)
+        return call
+
+    def _set_deadline(self, call: Call, header: str | None, owner: bool) -> bool:
+        """When the call has to be started; False: the caller's header makes no sense."""
+        try:
+            seconds = gateway_headers.start_deadline(header)
+        except ValueError:
+            why = f"X-Fal-Request-Timeout is {header!r} and has to be seconds, more than 0.1"
+            self._dispatch.note(f"{call.name} ended with bad_request: {why}")
+            call.response = gateway_headers.error("bad_request", call.request_id, why)
+            call.over.set()
+            return False
+        if seconds is None and owner:
+            seconds = self.scaling.request_start_timeout or None
+        if seconds is not None:
+            call.deadline = call.waiting_since + timedelta(seconds=seconds)
+        return True
+
+    # --- one by one ------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Let queued calls wait until the test runs them; runners are started for them."""
+        self._dispatch.queue.held = True
+
+    def release(self) -> None:
+        """Let queued calls run by themselves again."""
+        self._dispatch.queue.held = False
+        self._dispatch.go_on()
+
+    def run_next(self, runner: Runner | str | None = None) -> Call:
+        """Run the next queued call once, and return when its handler has ended.
+
+        A call that is to be tried again is in the queue afterwards.
+
+        Args:
+            runner: where it runs; default: the oldest free one, or as :meth:`Gateway.explore` has
+                it.
+
+        Raises:
+            EmulatorError: the queue is empty or not held, or no runner is free.
+        """
+        turn = self._next_turn("run_next", runner)
+        self._dispatch.perform(turn)
+        return turn.call
+
+    def start_next(self, runner: Runner | str | None = None) -> Call:
+        """As :meth:`run_next`, in a thread: returns at once, so that several run side by side."""
+        turn = self._next_turn("start_next", runner)
+        self._dispatch.do([self._dispatch.performing(turn)])
+        return turn.call
+
+    def run_all(self) -> list[Call]:
+        """Run what is queued, one after another, until nothing is; the calls as they ran."""
+        ran = []
+        while self._dispatch.queue.next(None, held=True) is not None:
+            ran.append(self.run_next())
+        return ran
+
+    def _next_turn(self, method: str, runner: Runner | str | None) -> Turn:
+        if not self._dispatch.queue.held:
+            raise EmulatorError(
+                f"{method}() runs a queue that is held, and this one runs by itself. Write "
+                "deployment.hold() before the calls are submitted."
+            )
+        self._wait_for_starts()
+        self._dispatch.go_on()  # what is over by now is not run any more
+        name = runner.name if isinstance(runner, Runner) else runner
+        with self._dispatch.changed:
+            turn = self._dispatch.take(held=True, runner=name)
+        if turn is None:
+            raise EmulatorError(self._why_no_turn(method, name))
+        return turn
+
+    def _wait_for_starts(self) -> None:
+        if not self._dispatch.wait_until(lambda: not self._fleet.is_moving, 30.0):
+            raise EmulatorError(
+                f"A runner of {self.name} is still being started or stopped after 30 s of real "
+                "time. If a gate holds it, open it first."
+            )
+        if self._fleet.broken is not None:
+            raise self._fleet.broken
+
+    def _why_no_turn(self, method: str, name: str | None) -> str:
+        if not self.queue:
+            return f"{method}(): nothing is queued. Write deployment.submit(...) before."
+        if name is not None and self._fleet.free():
+            free = ", ".join(member.name for member in self._fleet.free())
+            return f"{method}(runner={name!r}): it is not free. Free is: {free}."
+        if self.blocked_until is not None:
+            return (
+                f"{method}(): no runner is there, and the next is started at "
+                f"{self.blocked_until:%H:%M:%S} (CRASH_BACKOFF). Move the clock there: "
+                "fal_clock.move_to(deployment.blocked_until)."
+            )
+        return f"{method}(): no runner is free: {self!r}."
+
+    def settle(self, timeout: float = 30.0) -> None:
+        """Wait until nothing goes on by itself: no start, no end, no handler.
+
+        Args:
+            timeout: seconds of real time.
+        """
+        waiting.settle(self._dispatch, timeout)
+
+    # --- what happens to it ----------------------------------------------------------------------
+
+    def redeploy(self, app: type, *, reset_scale: bool = False, **scaling: Any) -> None:
+        """Deploy other code: new calls go to new runners, the old ones finish and are stopped.
+
+        Args:
+            reset_scale: take over the new code's scaling; without it only multiplexing, time-outs
+                of starts and retries follow the code [§4.4].
+            scaling: options to change.
+        """
+        options = self.scaling.redeployed(app, scaling, reset_scale)
+        with self._dispatch.changed:
+            jobs = self._fleet.redeploy(app, options)
+        self._dispatch.do(jobs)
+        self._dispatch.go_on()
+
+    def refuse_machines(self, times: int = 1) -> None:
+        """Let the next starts find no machine: scheduling failures, 20 s each [§4.1]."""
+        self._fleet.missing_machines = times
+
+
+def _body(json: Any, content: bytes | None, headers: dict[str, str]) -> dict[str, Any]:
+    """The body as it is sent, in every attempt the same, whatever the test does to *json* then."""
+    if content is not None:
+        return {"content": content}
+    if json is None:
+        return {}
+    headers.setdefault("content-type", "application/json")
+    return {"content": json_module.dumps(json).encode()}

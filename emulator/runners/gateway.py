@@ -1,0 +1,274 @@
+"""The gateway: apps that are deployed, by name. Its HTTP hosts stand elsewhere."""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from emulator.errors import EmulatorError
+from emulator.runners.crew import Crew
+from emulator.runners.deployment import Deployment
+from emulator.runners.dispatch import Dispatch
+from emulator.runners.options import Scaling
+from emulator.sdk import load_app_module
+
+if TYPE_CHECKING:
+    from emulator.clock import Clock
+    from emulator.identity import Identities
+    from emulator.ledger import Ledger
+    from emulator.runners.limits import Limits
+    from emulator.runners.runner import Runner
+    from emulator.settings import Settings
+
+__all__ = ["Gateway"]
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
+_PATIENCE = 5.0
+_STEP = 0.02
+
+
+class Boot(Protocol):
+    """Boots runners: the registry of the emulator."""
+
+    def boot_as(
+        self,
+        name: str,
+        app: type,
+        isolation: str,
+        gpu: str | bool | None,
+        env: dict[str, str],
+        load: str,
+        fleet: Limits | None,
+    ) -> Runner:
+        """Boot an app on a runner of that name."""
+
+    def next_name(self) -> str:
+        """A name that no runner has had."""
+
+    def named(self, name: str) -> Runner | None:
+        """A runner by name, also one that is being set up."""
+
+    def name_here(self) -> str | None:
+        """The name of the runner that the calling thread is on, or acts for."""
+
+    def is_in_an_app(self) -> bool:
+        """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
+
+
+class Gateway:
+    """Deploys apps, and knows those that are deployed."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        ledger: Ledger,
+        identities: Identities,
+        settings: Callable[[], Settings],
+        runners: Callable[[], Boot],
+    ) -> None:
+        self.clock = clock
+        self._ledger = ledger
+        self._identities = identities
+        self._settings = settings
+        self._runners = runners
+        self._crew = Crew()
+        #: By name, ``"owner/app"``.
+        self.deployments: dict[str, Deployment] = {}
+        self._dispatches: list[Dispatch] = []
+        #: Chooses calls and runners; None: in order.
+        self.chance: random.Random | None = None
+        self.seed: int | None = None
+        self._numbers = count(1)
+
+    def __repr__(self) -> str:
+        return f"<Gateway: {', '.join(self.deployments) or 'nothing is deployed'}>"
+
+    def deploy(
+        self,
+        name: str,
+        app: type,
+        *,
+        isolation: str = "thread",
+        gpu: str | bool | None = None,
+        load: str = "pickle",
+        env: Mapping[str, str] | None = None,
+        wait: bool = True,
+        **scaling: Any,
+    ) -> Deployment:
+        """Deploy an app: runners for it start and stop by themselves from now on.
+
+        Args:
+            name: ``"owner/app"``.
+            app: a subclass of ``fal.App``; its scaling options count.
+            isolation: how its runners are kept apart; see ``Emulator.runner``.
+            gpu: a machine type whose GPUs its runners pretend to have.
+            load: how processes get the app.
+            env: environment variables (secrets) of its runners.
+            wait: return when the runners are ready that are there in advance (min_concurrency).
+            scaling: fal's options, instead of the app's own: ``keep_alive=5``.
+
+        Raises:
+            EmulatorError: the name, the app or an option makes no sense; says what to write.
+        """
+        self._check(name, app)
+        settings = self._settings()
+        account = {
+            "max_concurrency": settings.max_concurrency,
+            "startup_timeout": settings.startup_timeout.total_seconds(),
+            "request_timeout": settings.request_timeout.total_seconds(),
+        }
+        options = Scaling.of(app, scaling, account)
+        self._crew.begin()
+        if settings.exploration_seed is not None and self.chance is None:
+            self.explore(settings.exploration_seed)
+
+        def boot(code: type, runner: str, options: Scaling) -> Runner:
+            limits = options.limits(self._settings().termination_grace_period)
+            own = _names_of(name) if isolation == "process" else {}
+            given = {**own, **(env or {})}
+            return self._runners().boot_as(runner, code, isolation, gpu, given, load, limits)
+
+        dispatch = Dispatch(name, app, options, self, boot)
+        self._dispatches.append(dispatch)
+        deployment = Deployment(dispatch, self._identify, self.find, lambda: next(self._numbers))
+        self.deployments[name] = deployment
+        dispatch.note(f"deployed {app.__name__}")
+        dispatch.go_on()
+        if wait:
+            deployment.settle()
+        return deployment
+
+    def explore(self, seed: int) -> None:
+        """Let a seed choose which queued call is next and which free runner gets it.
+
+        The same seed chooses the same each time, where the test runs calls one by one
+        (``deployment.hold()``, then ``run_next()`` or ``run_all()``); of calls that run by
+        themselves it is not the only one to decide. Parametrise a test over seeds to try others.
+        """
+        self.seed, self.chance = seed, random.Random(seed)
+        self.note(f"exploring with seed {seed}: fal_gateway.explore({seed})")
+
+    # --- the platform of dispatches ---------------------------------------------------------------
+
+    @property
+    def after_503(self) -> Literal["killed", "kept"]:
+        """What becomes of a runner that answers 503."""
+        return self._settings().runner_after_503
+
+    def note(self, text: str) -> None:
+        """Tell the ledger."""
+        self._ledger.event("deployment", text)
+
+    def here(self) -> str | None:
+        """The runner that the calling thread is on, or acts for."""
+        return self._runners().name_here()
+
+    def is_in_an_app(self) -> bool:
+        """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
+        return self._runners().is_in_an_app()
+
+    def in_background(self, name: str, job: Callable[[], object]) -> None:
+        """Do something in a thread of the test's; what it raises, the test gets to see."""
+
+        def do() -> None:
+            try:
+                job()
+            except BaseException as error:
+                for dispatch in self._dispatches:
+                    dispatch.break_down(error)
+                raise
+
+        self._crew.start(name, do)
+
+    def next_name(self) -> str:
+        """Name a runner."""
+        return self._runners().next_name()
+
+    def find(self, name: str) -> Runner | None:
+        """A runner by name, also one that is being set up."""
+        return self._runners().named(name)
+
+    def runner_ended(self, name: str) -> None:
+        """A runner has ended, by whatever; called by the registry."""
+        for dispatch in self._dispatches:
+            if any(
+                member.runner and member.runner.name == name for member in dispatch.fleet.lost()
+            ):
+                dispatch.go_on()
+
+    def come_to_rest(self, unless: Callable[[], bool]) -> None:
+        """Give what goes on by itself a moment of real time to come to its end.
+
+        Args:
+            unless: whether something is held, so that there is no point in waiting.
+        """
+        for dispatch in self._dispatches:
+            for _ in range(int(_PATIENCE / _STEP)):
+                if unless() or dispatch.wait_until(partial(_is_quiet, dispatch), _STEP):
+                    break
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Start nothing more, drop what waits, and wait for what is being started."""
+        for dispatch in self._dispatches:
+            dispatch.close()
+        for dispatch in self._dispatches:
+            dispatch.wait_until(partial(_rests, dispatch), _PATIENCE)
+
+    def end(self) -> None:
+        """Wait for all threads; after the runners were stopped."""
+        try:
+            self._crew.end()
+        finally:
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.deployments = {}
+        self._dispatches = []
+        self.chance = self.seed = None
+        self._numbers = count(1)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _check(self, name: str, app: object) -> None:
+        if not _NAME.fullmatch(name):
+            raise EmulatorError(
+                f"deploy() was given {name!r}. Write owner and app: "
+                f'deploy("{self._settings().nickname}/my-app", MyApp).'
+            )
+        if not (isinstance(app, type) and issubclass(app, load_app_module().App)):
+            raise EmulatorError(
+                f"deploy() takes a subclass of fal.App, and {app!r} is none. "
+                f'Write deploy("{name}", MyApp), without instantiating it.'
+            )
+        if name in self.deployments:
+            raise EmulatorError(
+                f"{name} is deployed already. Write deployment.redeploy({app.__name__}) for a new "
+                "version, or deploy under another name."
+            )
+
+    def _identify(self, caller: str) -> tuple[str, Mapping[str, str]]:
+        """A request id, and the CDN token that is the caller's identity there."""
+        token = self._identities.issue(caller, self._settings().token_lifetime)
+        return str(uuid.uuid4()), {"x-fal-cdn-token": token.token}
+
+
+def _names_of(deployment: str) -> dict[str, str]:
+    """What only a runner with an environment of its own can be told."""
+    owner, _, app = deployment.partition("/")
+    return {"FAL_APP_NAME": app, "FAL_APP_ID": f"emulated-{app}", "FAL_USER_NICKNAME": owner}
+
+
+def _rests(dispatch: Dispatch) -> bool:
+    return not dispatch.fleet.is_moving and not dispatch.fleet.is_booting
+
+
+def _is_quiet(dispatch: Dispatch) -> bool:
+    return _rests(dispatch) and not any(member.running for member in dispatch.fleet.members)
