@@ -46,6 +46,7 @@ from emulator.sdk import SDKState
 from emulator.settings import Settings
 from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
+from emulator.storage.distributed import DistributedData
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
 
@@ -146,6 +147,8 @@ class Emulator:
         gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
         load: str = "pickle",
+        server: str | None = None,
+        datacenter: str | None = None,
     ) -> Runner:
         """Boot an app on a new runner, as the platform does, and wait until it is set up.
 
@@ -159,13 +162,17 @@ class Emulator:
             env: environment variables (secrets) of the app.
             load: how a process gets the app: ``"pickle"``, as ``fal deploy`` sends it; or
                 ``"import"``, from its module.
+            server: the server it is on, where a setting lets runners see different things in
+                /data; default: one of its own.
+            datacenter: where that server is; default: ``Settings.region``.
 
         Raises:
             EmulatorError: the arguments make no sense; says what to write.
             BaseException: whatever the app's ``setup`` raised.
         """
         self._check_active("runner()")
-        return self._runners.boot(app, isolation, gpu, dict(env or {}), load)
+        placement = server, datacenter
+        return self._runners.boot(app, isolation, gpu, dict(env or {}), load, placement)
 
     @property
     def runners(self) -> list[Runner]:
@@ -214,6 +221,7 @@ class Emulator:
         self.settings = (settings or self._given).model_copy()
         self._prepare()
         self._disk.mount(name)
+        self.data.between = self._between
         try:
             # The first time only. Its threads see what this one sees now: a side effect of a user's
             # route that writes to /data, called on one of them, must not find the host's.
@@ -241,6 +249,7 @@ class Emulator:
             undo.callback(self._wire.close_connections)
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self.clock.reset)
+            undo.callback(self._between.stop)
             undo.callback(self._sdk.drain)
             undo.callback(self._gateway.end)
             undo.callback(self._runners.stop_all)
@@ -309,8 +318,10 @@ class Emulator:
         os.makedirs(self._spill, exist_ok=True)
         self._store = ObjectStore(self._spill, now=self.clock.now)
         self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
+        settings = lambda: self.settings  # noqa: E731
+        self._between = DistributedData(self.clock, self.ledger, settings, lambda: self.data)
         self._runners = Runners(
-            self._disk, self.ledger, self._identities, lambda: self.settings, self.clock
+            self._disk, self.ledger, self._identities, settings, self.clock, self._between.place
         )
         self._runners.ended = self._gateway.runner_ended
         self._connect_network()

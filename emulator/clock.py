@@ -46,7 +46,7 @@ class Clock:
         self.volumes: Callable[[], Iterable[str]] = tuple
         self._lock = threading.RLock()
         self._files = files or FileTimes()
-        self._subscribers: list[Subscriber] = []
+        self._subscribers: list[tuple[bool, Subscriber]] = []
         self._agenda = Agenda()
         self._frozen = False
         self._patch = TimePatch(
@@ -228,13 +228,21 @@ class Clock:
             self._files.forget()
             self._agenda.clear()
 
-    def subscribe(self, callback: Subscriber) -> None:
-        """Call ``callback(old, new)`` after each jump, in the thread that moved the clock."""
-        self._subscribers = [*self._subscribers, callback]
+    def subscribe(self, callback: Subscriber, *, last: bool = False) -> None:
+        """Call ``callback(old, new)`` after each jump, in the thread that moved the clock.
+
+        With *last*, after all others: it wakes somebody who shall find everything in order.
+        """
+        known = [*self._subscribers, (last, callback)]
+        self._subscribers = sorted(known, key=lambda subscriber: subscriber[0])
+
+    def same_device(self, device: int, as_device: int) -> None:
+        """Times set on a file count for it through another mount too: two numbers of devices."""
+        self._files.devices[device] = as_device
 
     def unsubscribe(self, callback: Subscriber) -> None:
         """Stop calling ``callback``; nothing happens if it is not called anyway."""
-        self._subscribers = [known for known in self._subscribers if known != callback]
+        self._subscribers = [known for known in self._subscribers if known[1] != callback]
 
     def _nanoseconds(self) -> int:
         foreign = self._patch.freezegun.foreign
@@ -307,7 +315,7 @@ class Clock:
 
     def _notify(self, old: int, new: int) -> None:
         before, after = _moment(old), _moment(new)
-        for callback in self._subscribers:
+        for _, callback in self._subscribers:
             callback(before, after)
 
 

@@ -64,12 +64,13 @@ class ClockMirror:
         os.close(self.descriptor)
 
     def pins(self) -> Any:
-        """The times of files that were set by hand."""
-        return self._clock.files.pins
+        """The times of files that were set by hand, and through which devices they are seen."""
+        return self._clock.files.pins, self._clock.files.devices
 
     def pin(self, key: tuple[int, int], pin: Any) -> None:
         """Take down a time that a runner's process has set by hand."""
-        self._clock.files.set_pin(key, pin)
+        device, inode = key
+        self._clock.files.set_pin((self._clock.files.devices.get(device, device), inode), pin)
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -157,8 +158,9 @@ class _FollowingFileTimes(FileTimes):
             self._read = self._read_timeline(number)
             self._number = number
         if changes != self._changes:
-            self._changes = changes
-            self._pins = self._ask("pins")
+            pins, devices = self._ask("pins")
+            # Not before: another thread that asks for the time meanwhile has to ask as well.
+            self._pins, self.devices, self._changes = pins, devices, changes
         return self._read
 
     @timeline.setter

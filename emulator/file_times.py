@@ -77,6 +77,8 @@ class FileTimes:
         self.pin_changes = 0
         self.pinned: Callable[[], None] = lambda: None
         self._pins: dict[tuple[int, int], _Pin] = {}
+        #: Devices through which the files of another one are seen.
+        self.devices: dict[int, int] = {}
         self._probe: _StampProbe | None = None
         self._fine_stamps = fine_stamps and sys.platform == "linux"
 
@@ -99,6 +101,7 @@ class FileTimes:
         """Drop the timeline and every time that was set by hand."""
         self.timeline = Timeline()
         self._pins.clear()
+        self.devices.clear()
         if self._probe is not None:
             self._probe.close()
             self._probe = None
@@ -155,7 +158,7 @@ class FileTimes:
     def translate(self, status: os.stat_result) -> os.stat_result:
         """Return ``status`` with the times that the app is to see; itself if they are the same."""
         first = self.timeline.first_boundary
-        pin = self._pins.get((status.st_dev, status.st_ino)) if self._pins else None
+        pin = self._pins.get(self._key(status)) if self._pins else None
         if pin is None and (
             first is None
             or (
@@ -168,6 +171,9 @@ class FileTimes:
         stamps = (status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns)
         virtual = self._virtual(stamps, pin)
         return status if virtual == stamps else _with_times(status, virtual)
+
+    def _key(self, status: os.stat_result) -> tuple[int, int]:
+        return self.devices.get(status.st_dev, status.st_dev), status.st_ino
 
     def _virtual(self, stamps: tuple[int, int, int], pin: _Pin | None) -> tuple[int, int, int]:
         timeline, now = self.timeline, real_now()
@@ -191,7 +197,7 @@ class FileTimes:
         )
         _Real.utime(path, ns=written, **where)
         status = _Real.fstat(path) if isinstance(path, int) else _Real.stat(path, **where)
-        key = (status.st_dev, status.st_ino)
+        key = self._key(status)
         if None not in found:
             self.set_pin(key, None)
             return

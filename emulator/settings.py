@@ -37,6 +37,45 @@ class Settings(BaseModel):
         description="Bytes a /tmp holds at most; None: the host's disk [§10].",
     )
 
+    # --- data ------------------------------------------------------------------------------------
+    data_visibility: Literal["immediate", "staged"] = Field(
+        default="immediate",
+        description="When other runners see what one writes to /data: at once, or, as documented, "
+        "on close() on the same server and after the delays below elsewhere [§2.1, §10].",
+    )
+    data_datacenter_delay: timedelta = Field(
+        default=timedelta(0),
+        ge=timedelta(0),
+        description="From close() to the other servers of the same datacenter [§2.1].",
+    )
+    data_global_delay: timedelta = Field(
+        default=timedelta(0),
+        ge=timedelta(0),
+        description="From close() until the content can be read in all datacenters; until then "
+        "who reads it there waits [§2.1].",
+    )
+    data_metadata_delay: timedelta = Field(
+        default=timedelta(0),
+        ge=timedelta(0),
+        description="From close() until other datacenters list it; not before its own does [§2.1].",
+    )
+    data_locks: Literal["shared", "per_runner"] = Field(
+        default="shared",
+        description="flock and fcntl locks on /data: as on one disk, or without effect between "
+        "runners [§10; §8, pitfall 25].",
+    )
+    data_metadata_latency: timedelta = Field(
+        default=timedelta(0),
+        ge=timedelta(0),
+        description="What each name looked up, listed, created, changed or removed in /data takes.",
+    )
+    data_cold_read_latency: timedelta = Field(
+        default=timedelta(0),
+        ge=timedelta(0),
+        description="What the first opening of a file takes on a server that has neither read nor "
+        "written it [§8, pitfall 40].",
+    )
+
     # --- network ---------------------------------------------------------------------------------
     allow_hosts: tuple[str, ...] = Field(
         default=(),

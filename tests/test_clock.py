@@ -210,6 +210,14 @@ def test_subscribers_hear_of_each_jump(clock: Clock) -> None:
     assert heard[2][1] < NEW_YEAR
 
 
+def test_the_last_subscriber_hears_of_it_after_all_others(clock: Clock) -> None:
+    heard: list[str] = []
+    clock.subscribe(lambda *_: heard.append("last"), last=True)
+    clock.subscribe(lambda *_: heard.append("other"))
+    clock.freeze()
+    assert heard == ["other", "last"]
+
+
 def test_a_subscriber_may_wait_for_another_thread_that_reads_the_clock(clock: Clock) -> None:
     read = []
 

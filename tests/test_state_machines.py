@@ -15,10 +15,13 @@ pytest.register_assert_rewrite("machines")
 
 from machines.cdn_machine import CDNLifecycle  # noqa: E402
 from machines.clock_machine import ClockAndFiles  # noqa: E402
+from machines.data_machine import DataBetweenRunners  # noqa: E402
 from machines.download_machine import DownloadCache  # noqa: E402
 from machines.machine import run  # noqa: E402
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from emulator.account import Emulator
     from emulator.clock import Clock
     from emulator.storage.cdn import CDN
@@ -39,6 +42,10 @@ def test_the_cache_of_downloads(fal_emulator: Emulator) -> None:
 
 def test_the_clock_and_the_times_of_files(fal_emulator: Emulator) -> None:
     run(ClockAndFiles, fal_emulator, examples=10)
+
+
+def test_data_between_runners(tmp_path: Path) -> None:
+    run(DataBetweenRunners, tmp_path, examples=30)
 
 
 # --- what the machines have found -----------------------------------------------------------------

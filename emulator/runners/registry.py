@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from emulator.network.wire import Wire
     from emulator.settings import Settings
     from emulator.storage.disk import Disk
+    from emulator.storage.distributed import Share
 
 __all__ = ["Runners"]
 
@@ -46,12 +47,14 @@ class Runners:
         identities: Identities,
         settings: Callable[[], Settings],
         clock: Clock,
+        place: Callable[[str, str | None, str | None], Share | None],
     ) -> None:
         self._disk = disk
         self._ledger = ledger
         self._identities = identities
         self._settings = settings
         self._clock = clock
+        self._place = place
         self.all: list[Runner] = []
         self._alive: dict[int, ThreadRunner] = {}
         self._names: dict[int, str] = {}
@@ -143,9 +146,11 @@ class Runners:
         gpu: str | bool | None,
         env: dict[str, str],
         load: str,
+        placement: tuple[str | None, str | None] = (None, None),
     ) -> Runner:
         """Boot an app on a new runner; see ``Emulator.runner``."""
-        return self.boot_as(self.next_name(), app, isolation, gpu, env, load)
+        name = self.next_name()
+        return self.boot_as(name, app, isolation, gpu, env, load, placement=placement)
 
     def next_name(self) -> str:
         """A name that no runner of this test has had."""
@@ -162,11 +167,13 @@ class Runners:
         env: dict[str, str],
         load: str,
         fleet: Limits | None = None,
+        placement: tuple[str | None, str | None] = (None, None),
     ) -> Runner:
         """Boot an app on a runner of a name that :meth:`next_name` gave; also in several threads.
 
         Args:
             fleet: the limits of the deployment it belongs to, which judges its answers.
+            placement: its server and datacenter; None: as the settings say.
         """
         _check(load_app_module(), app, isolation)
         pretended = pretend(gpu, app)
@@ -174,7 +181,8 @@ class Runners:
             self._starting += 1
         try:
             with self._booting:
-                around = self._surroundings(name, env, pretended, fleet or self._limits(app))
+                limits = fleet or self._limits(app)
+                around = self._surroundings(name, env, pretended, limits, placement)
                 around.in_fleet = fleet is not None
                 runner = self._make(name, app, around, isolation, env, load, pretended)
                 self.all.append(runner)
@@ -228,10 +236,18 @@ class Runners:
     # --- inside ----------------------------------------------------------------------------------
 
     def _surroundings(
-        self, name: str, env: Mapping[str, str], pretended: Pretended | None, limits: Limits
+        self,
+        name: str,
+        env: Mapping[str, str],
+        pretended: Pretended | None,
+        limits: Limits,
+        placement: tuple[str | None, str | None],
     ) -> Surroundings:
-        settings = self._settings()
+        settings, share = self._settings(), self._place(name, *placement)
         disk = self._disk.new_runner(name, pretended.programs(name) if pretended else {})
+        disk.share = share
+        if share is not None:  # threads share theirs, of the account's region
+            env = {"FAL_REGION": share.datacenter, **env}
         if settings.tmp_size is not None:
             disk.tmp.limit(settings.tmp_size)
         return Surroundings(

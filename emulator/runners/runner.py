@@ -427,5 +427,7 @@ class RunnerFactory(Protocol):
         gpu: str | bool | None = None,
         env: Mapping[str, str] | None = None,
         load: str = "pickle",
+        server: str | None = None,
+        datacenter: str | None = None,
     ) -> Runner:
         """Boot an app and wait until it is set up; see ``Emulator.runner``."""

@@ -77,6 +77,7 @@ class ThreadRunner(Runner):
         nothing: dict[str, Callable[[], None]] = {"teardown": _nothing, "handle_exit": _nothing}
         if self.app is not None:
             self.app.__dict__.update(nothing)
+        self._around.disk.disconnect()
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._cancel_everything(), self._loop)
         if self._is_on_it():

@@ -16,6 +16,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError, NamespaceRefusedError
 from emulator.storage import mounts, programs
@@ -29,6 +30,9 @@ from emulator.storage.visible import (
     working_directory,
 )
 from emulator.storage.volume import Volume
+
+if TYPE_CHECKING:
+    from emulator.storage.distributed import Share
 
 __all__ = ["DATA", "TMP", "Disk", "RunnerDisk", "remove_tree"]
 
@@ -317,11 +321,18 @@ class RunnerDisk:
         self._disk = disk
         self.tmp = tmp
         self._programs = own_programs
+        #: ``/data`` as this runner sees it; None: the plain directory.
+        self.share: Share | None = None
 
     def enter(self) -> int:
         """Move the calling thread, and all it starts, onto the runner. Its namespace's number."""
         mounts.copy_namespace()
         self._disk.mount_over_tmp(self.tmp)
+        if self.share is not None:
+            place = working_directory()
+            self.share.mount(DATA)
+            if place == DATA or place.startswith(f"{DATA}/"):
+                mounts.attempt(lambda: os.chdir(place))
         programs.install(self._programs)
         number = mounts.current_namespace()
         self._disk.joined(number)
@@ -351,8 +362,15 @@ class RunnerDisk:
 
         in_thread(remount)
 
+    def disconnect(self) -> None:
+        """The runner is dead: what it still does in a ``/data`` of its own fails."""
+        share, self.share = self.share, None
+        if share is not None:
+            share.end()
+
     def discard(self) -> None:
         """The runner is shut down: what was in its ``/tmp`` is lost."""
+        self.disconnect()
         self.tmp.uncover()
         discarded = f"{self.tmp.backing}-discarded"
         os.rename(self.tmp.backing, discarded)

@@ -31,6 +31,7 @@ __all__ = [
     "explain_refusals",
     "has_mount_capability",
     "home_view",
+    "mount_fuse",
     "mount_tmpfs",
     "move",
     "raise_ambient_capabilities",
@@ -419,6 +420,42 @@ def _locked_flags(target: str) -> int:
 def mount_tmpfs(target: str, size: int) -> None:
     """Mount a file system in memory that holds at most *size* bytes."""
     _mount("pytest-fal", target, "tmpfs", 0, f"size={size},mode=1777")
+
+
+def mount_fuse(target: str) -> int:
+    """Mount a file system that a program answers for at *target*.
+
+    Returns:
+        The descriptor on which the kernel asks it; to be closed once the program has its own.
+
+    Raises:
+        NamespaceRefusedError: the kernel does not allow it.
+    """
+    try:
+        descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise NamespaceRefusedError(_no_fuse(error)) from error
+    try:
+        options = (
+            f"fd={descriptor},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},"
+            "default_permissions,allow_other"
+        )
+        _mount("fal-data", target, "fuse", MS_NOSUID | MS_NODEV, options)
+    except OSError as error:
+        os.close(descriptor)
+        raise NamespaceRefusedError(_no_fuse(error)) from error
+    return descriptor
+
+
+def _no_fuse(error: OSError) -> str:
+    code = errno.errorcode.get(error.errno or 0, str(error.errno))
+    return (
+        f"A /data that differs between runners is a FUSE file system, and the kernel refused one "
+        f"({code}: {os.strerror(error.errno or 0)}). Load its module (modprobe fuse), let this "
+        f"user open /dev/fuse (chmod 666 /dev/fuse; in Docker --device /dev/fuse), or leave out "
+        f"the settings data_visibility, data_locks, data_metadata_latency and "
+        f"data_cold_read_latency."
+    )
 
 
 def move(source: str, target: str) -> None:

@@ -8,12 +8,16 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from emulator.checks import bytes_of, fail, listed
 from emulator.errors import EmulatorError
 from emulator.storage import mounts
+
+if TYPE_CHECKING:
+    from emulator.storage.distributed import DistributedData
 
 __all__ = ["Volume"]
 
@@ -39,6 +43,8 @@ class Volume:
         self.remount: Callable[[], None] = lambda: None
         #: Called before: raises where the calling thread does not see this volume.
         self.check: Callable[[], None] = lambda: None
+        #: /data's alone: when something in it is seen where, and readers that wait for it.
+        self.between: DistributedData | None = None
         self._scratch = scratch
         self._not_ours: set[str] = set()
         self._covers = 0
@@ -143,6 +149,44 @@ class Volume:
         now = os.stat(target)
         nanoseconds = round(delta.total_seconds() * 1e9)
         os.utime(target, ns=(now.st_atime_ns - nanoseconds, now.st_mtime_ns - nanoseconds))
+
+    def visible_at(
+        self,
+        rel: str,
+        *,
+        datacenter: str | None = None,
+        server: str | None = None,
+        listed: bool = False,
+    ) -> datetime | None:
+        """When the newest state of a file can be read on the servers of a datacenter.
+
+        The test itself always sees everything; with ``data_visibility="staged"`` runners do not.
+
+        Args:
+            rel: path inside the volume.
+            datacenter: default: ``Settings.region``.
+            server: one server of it; default: any but that of the runner that wrote the file.
+            listed: when it is listed, not when it can be read.
+
+        Returns:
+            The moment on the clock; now, if it has arrived; None, if it is not there or is still
+            open for writing.
+        """
+        between = self.between
+        if between is None:
+            raise EmulatorError(f"{self.path} is seen by one runner alone. Ask fal_data.")
+        self._inside(rel)
+        return between.visible_at(rel, server, datacenter, listed=listed)
+
+    def wait_for_reader(self, rel: str, timeout: float = 30) -> None:
+        """Return once a runner waits for the content of a file, in real time.
+
+        Raises:
+            EmulatorError: in *timeout* seconds none did.
+        """
+        if self.between is None:
+            raise EmulatorError(f"Nobody waits for a file in {self.path}. Ask fal_data.")
+        self.between.wait_for_reader(rel, timeout)
 
     def limit(self, nbytes: int) -> None:
         """Let the volume hold at most *nbytes* from now on; more is the kernel's own ENOSPC.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,10 +13,17 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-__all__ = ["PARTS", "Bug", "bug"]
+__all__ = ["PARTS", "Bug", "bug", "needs_fuse"]
 
 #: What the docstring of each test tells after its first line, in this order.
 PARTS = ("Production", "Expected", "Happens", "Avoid")
+
+
+#: For tests in which runners see different things in /data.
+needs_fuse = pytest.mark.skipif(
+    not os.access("/dev/fuse", os.R_OK | os.W_OK),
+    reason="a /data that differs between runners needs /dev/fuse (Docker: --device /dev/fuse)",
+)
 
 
 @dataclass(frozen=True)

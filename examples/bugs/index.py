@@ -60,12 +60,9 @@ NOT_REPRODUCED = (
     ("P8", "inputs that the JavaScript client uploads by itself carry no lifetime", _JAVASCRIPT),
     ("P15", "links to R2 and S3 die after 15 minutes, whatever the request says", "S3 and R2"),
     ("P17", "deleting a request's payloads leaves its input files on the CDN", _GATEWAY),
-    ("P24", "another data centre lists a file in /data and hangs reading it", "delays on /data"),
-    ("P25", "file locks on /data have no effect between runners", "a /data without locks"),
     ("P33", "KV: every entry is deleted after 30 days", "the KV store"),
     ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
     ("P39", "results of nested calls cannot be read by the caller", _GATEWAY),
-    ("P40", "the first read on another node is many times slower", "delays on /data"),
 )
 
 HEAD = f"""\

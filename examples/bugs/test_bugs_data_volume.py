@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import fal
 import httpx
-from gallery import bug
+import pytest
+from gallery import bug, needs_fuse
 from pydantic import BaseModel
 
 TOPIC = "Runners, /data and /tmp"
@@ -54,6 +57,114 @@ def test_a_second_runner_reads_a_file_that_is_being_written(fal_runner, fal_orig
         assert len(second.run(load_dataset)) == MIB
         gate.open()
         assert len(loading.result()) == 2 * MIB
+
+
+@bug(
+    "P24",
+    symptom="in one region my runners hang while they load a model that is there",
+    topic=TOPIC,
+    seen=None,
+)
+@needs_fuse
+@pytest.mark.fal(
+    data_visibility="staged",
+    data_metadata_delay=timedelta(seconds=1),
+    data_global_delay=timedelta(minutes=2),
+)
+def test_another_datacenter_lists_a_file_and_hangs_reading_it(
+    fal_runner, fal_origin, fal_clock, fal_data
+):
+    """A file's name and size reach other datacenters before its content does.
+
+    Production: the first runner in Europe finds the weights that one in the USA has just written,
+        and its setup() stands still for minutes, without an error, until it is killed.
+    Expected: what exists can be read.
+    Happens: reading waits until the content has been uploaded, at 300 to 500 MB/s.
+    Avoid: where the file comes from somewhere, read with a time limit and download it again to
+        /tmp; and know that os.replace is one step for everybody, but no faster.
+    """
+    fal_clock.freeze()
+    fal_origin.serve(URL, size=MIB)
+    usa, europe = fal_runner(Empty), fal_runner(Empty, datacenter="eu-west")
+    usa.run(load_dataset)
+    assert europe.run(os.listdir, "/data") == []
+    fal_clock.advance(1)
+    assert europe.run(os.path.getsize, "/data/dataset.bin") == MIB
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(europe.run, load_dataset)
+        fal_data.wait_for_reader("dataset.bin")
+        fal_clock.advance(60)
+        assert not loading.done()
+        fal_clock.advance(60)
+        assert len(loading.result()) == MIB
+
+
+def load_dataset_under_a_lock() -> bytes:
+    """As libraries do that keep a cache for several processes."""
+    with open("/data/dataset.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return load_dataset()
+
+
+@bug(
+    "P25",
+    symptom="two runners download the same model at once, and now and then it is corrupt",
+    topic=TOPIC,
+    seen=None,
+)
+@needs_fuse
+@pytest.mark.fal(data_locks="per_runner")
+def test_a_file_lock_does_not_keep_another_runner_out(fal_runner, fal_origin, fal_faults):
+    """A lock on a file in /data may have no effect between runners.
+
+    Production: two runners write into one cache under "the same" lock; the hub's client library
+        has had corrupted files reported from such file systems. What fal's does is not known.
+    Expected: flock and fcntl work as on one machine.
+    Happens: each runner gets the lock.
+    Avoid: need none: write to a name of one's own beside the target, then os.replace.
+    """
+    fal_origin.serve(URL, size=2 * MIB)
+    gate = fal_faults.gate(after=MIB, times=1)
+    first, second = fal_runner(Empty), fal_runner(Empty)
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(first.run, load_dataset_under_a_lock)
+        gate.wait()
+        assert len(second.run(load_dataset_under_a_lock)) == MIB
+        gate.open()
+        assert len(loading.result()) == 2 * MIB
+
+
+class Model(Empty):
+    def setup(self) -> None:
+        Path("/data/model.bin").read_bytes()
+
+
+@bug(
+    "P40",
+    symptom="my runners start in a second, and now and then one needs minutes",
+    topic=TOPIC,
+    seen=None,
+)
+@needs_fuse
+@pytest.mark.fal(data_cold_read_latency=timedelta(seconds=90))
+def test_the_first_reading_on_another_server_is_slow(fal_runner, fal_clock, fal_data):
+    """What a server has not read yet, or no longer has in its cache, comes from far away.
+
+    Production: a start-up time that was measured on a warm server is not met on a new one; a
+        start-up limit or a client's time-out strikes there alone.
+    Expected: /data is a disk.
+    Happens: the server's cache, then the datacenter's, then the object store; no error, just slow.
+    Avoid: measure on a cold server, set limits accordingly, read many files in parallel.
+    """
+    fal_clock.freeze()
+    fal_data.write("model.bin", bytes(MIB))
+
+    def start_on(server: str) -> float:
+        start = fal_clock.now()
+        fal_runner(Model, server=server)
+        return (fal_clock.now() - start).total_seconds()
+
+    assert [start_on(server) for server in ("a", "a", "b", "a")] == [90, 0, 90, 0]
 
 
 class Sessions(fal.App):
