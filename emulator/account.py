@@ -17,6 +17,7 @@ import httpx
 import respx
 
 from emulator.clock import Clock
+from emulator.distributed.data import DistributedData
 from emulator.environment import Environment
 from emulator.errors import EmulatorError, UnknownHostError
 from emulator.fleets.gateway import Gateway
@@ -46,7 +47,6 @@ from emulator.sdk import SDKState
 from emulator.settings import Settings
 from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
-from emulator.storage.distributed import DistributedData
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
 
@@ -188,7 +188,7 @@ class Emulator:
     @property
     def fork_server(self) -> int | None:
         """The process that runners' processes are forked from; None before the first of them."""
-        return self._disk.fork_server()
+        return self._runners.fork_server if self._prepared else None
 
     @property
     def directory(self) -> str | None:

@@ -23,9 +23,10 @@ import fal
 import pytest
 from fal.toolkit import download_model_weights
 
+from emulator.distributed import data as distributed
 from emulator.errors import EmulatorError, NamespaceRefusedError
 from emulator.settings import Settings
-from emulator.storage import distributed, mounts
+from emulator.storage import mounts
 
 SECOND = timedelta(seconds=1)
 DATACENTER, LISTED, EVERYWHERE = 2, 5, 60
@@ -1024,7 +1025,7 @@ CRASH = """
         fal_data.wait_for_reader("a.bin")
         children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
         commands = {n: open(f"/proc/{n}/cmdline").read() for n in children}
-        (server,) = [n for n in children if "fuse_server" in commands[n]]
+        (server,) = [n for n in children if "emulator.distributed.server" in commands[n]]
         print("processes", server, program.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -1087,7 +1088,7 @@ def test_without_its_process_everything_fails_and_says_so(boot, fal_clock):
         for number in Path(f"/proc/self/task/{threading.get_native_id()}/children")
         .read_text()
         .split()
-        if "fuse_server" in Path(f"/proc/{number}/cmdline").read_text()
+        if "emulator.distributed.server" in Path(f"/proc/{number}/cmdline").read_text()
     ]
     os.kill(server, signal.SIGKILL)
     wait_for_end(server)

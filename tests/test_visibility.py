@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulator.storage.visibility import ALWAYS, Delays, History, Place, Version
+from emulator.distributed.visibility import ALWAYS, Delays, History, Place, Version
 
 #: Three datacenters would show nothing that two do not; servers of one name are in both.
 PLACES = [

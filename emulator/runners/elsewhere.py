@@ -90,7 +90,6 @@ class Elsewhere:
             assert self._wire is not None
             wire = self._wire
             self._forkserver = ForkServer(self._disk.at_home)
-            self._disk.fork_server = self._forkserver_pid
             self._mirror = ClockMirror(self._clock)
             self._mirror.changed = self._tell_clock
             self._door = Doorkeeper(self._handlers_of_a_guest)
@@ -103,7 +102,9 @@ class Elsewhere:
             )
         return self._services
 
-    def _forkserver_pid(self) -> int | None:
+    @property
+    def fork_server(self) -> int | None:
+        """The process that forks them; None while it is not there."""
         return None if self._forkserver is None else self._forkserver.pid
 
     def _handlers(self, number: int) -> dict[str, Handler]:

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from emulator import processes
 from emulator.errors import EmulatorError
 from emulator.runners.zygote import EXITED, REPORT, Boot
 from emulator.storage import mounts
@@ -111,6 +112,7 @@ class ForkServer:
         self._thread.join()
         self._socket.close()
         self._process.wait()
+        processes.servers.discard(self._process.pid)
         os.close(self._errors)
         self._process = None
 
@@ -149,6 +151,7 @@ class ForkServer:
             pass_fds=(descriptor,),
             start_new_session=True,  # Ctrl-C is for pytest, which shuts the runners down
         )
+        processes.servers.add(self._process.pid)
 
     def _read(self) -> None:
         assert self._socket is not None

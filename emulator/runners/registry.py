@@ -23,6 +23,7 @@ from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER, parse_prefer
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
+    from emulator.distributed.data import Share
     from emulator.gpus.machine_types import Pretended
     from emulator.identity import Identities
     from emulator.ledger import Ledger
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from emulator.network.wire import Wire
     from emulator.settings import Settings
     from emulator.storage.disk import Disk
-    from emulator.storage.distributed import Share
 
 __all__ = ["Runners"]
 
@@ -112,6 +112,11 @@ class Runners:
     def named(self, name: str | None) -> Runner | None:
         """The runner of this name."""
         return next((runner for runner in list(self.all) if runner.name == name), None)
+
+    @property
+    def fork_server(self) -> int | None:
+        """The process that runners' processes are forked from; None before the first of them."""
+        return self._elsewhere.fork_server
 
     def newest_process(self) -> Runner | None:
         """The runner in a process that was started last, of those that live."""

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from emulator import processes
 from emulator.errors import EmulatorError, NamespaceRefusedError
 from emulator.storage import mounts, programs
 from emulator.storage.spare import Spare
@@ -32,7 +33,7 @@ from emulator.storage.visible import (
 from emulator.storage.volume import Volume
 
 if TYPE_CHECKING:
-    from emulator.storage.distributed import Share
+    from emulator.distributed.data import Share
 
 __all__ = ["DATA", "TMP", "Disk", "RunnerDisk", "remove_tree"]
 
@@ -64,8 +65,6 @@ class Disk:
         self._spare = Spare()
         self._sweeper = Sweeper()
         self.data = self.tmp = Volume(DATA, self.volumes, self.root)
-        #: The id of a child process of the emulator's own, which uses no volume.
-        self.fork_server: Callable[[], int | None] = lambda: None
 
     def keep_visible(self, paths: Iterable[str]) -> None:
         """Say which paths below ``/tmp`` this process needs although it is mounted over."""
@@ -118,7 +117,7 @@ class Disk:
             if keep:
                 self.data.save()
                 self.tmp.save()
-            elif self._is_inside and not _has_children(self.fork_server()):
+            elif self._is_inside and not processes.has_others():
                 untouched = self._spare.untouched()
             if self._is_inside:
                 self._unmount_volumes(untouched)
@@ -397,27 +396,6 @@ def in_thread(action: Callable[[], None]) -> None:
     thread.join()
     if raised:
         raise raised[0]
-
-
-def _has_children(known: int | None) -> bool:
-    """Whether a program that was started from here, but for a known one, may still be running."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return known is None or _children() != [str(known)]
-
-
-def _children() -> list[str] | None:
-    """The ids of the processes that were started from here, where the kernel tells them."""
-    found = []
-    try:
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/children") as file:
-                found += file.read().split()
-    except OSError:
-        return None
-    return found
 
 
 def _file_name(name: str) -> str:

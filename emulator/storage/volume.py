@@ -17,7 +17,7 @@ from emulator.errors import EmulatorError
 from emulator.storage import mounts
 
 if TYPE_CHECKING:
-    from emulator.storage.distributed import DistributedData
+    from emulator.distributed.data import DistributedData
 
 __all__ = ["Volume"]
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from machines.machine import EmulatorMachine
 
-from emulator.storage import fuse
-from emulator.storage.fuse_files import FileOperations, NotYetError
-from emulator.storage.fuse_nodes import Request
-from emulator.storage.fuse_tree import Tree
-from emulator.storage.visibility import ALWAYS, Delays, Place
+from emulator.distributed import protocol
+from emulator.distributed.files import FileOperations, NotYetError
+from emulator.distributed.nodes import Request
+from emulator.distributed.tree import Tree
+from emulator.distributed.visibility import ALWAYS, Delays, Place
 
 __all__ = ["DataBetweenRunners"]
 
@@ -51,15 +51,15 @@ class Client:
         return self.operations.handlers[code](request)
 
     def find(self, path: str) -> int:
-        node = fuse.ROOT
+        node = protocol.ROOT
         for name in path.split("/"):
-            entry = self.call(fuse.LOOKUP, node, name.encode() + b"\0")
-            (node,) = fuse.FORGET_IN.unpack_from(entry)
+            entry = self.call(protocol.LOOKUP, node, name.encode() + b"\0")
+            (node,) = protocol.FORGET_IN.unpack_from(entry)
         return node
 
     def parent(self, path: str) -> tuple[int, bytes]:
         folder, _, name = path.rpartition("/")
-        return (self.find(folder) if folder else fuse.ROOT), name.encode() + b"\0"
+        return (self.find(folder) if folder else protocol.ROOT), name.encode() + b"\0"
 
     def open(self, path: str, flags: int) -> int:
         """The handle; a file that is not seen is created, as open(2) does it."""
@@ -69,40 +69,42 @@ class Client:
             if not flags & os.O_CREAT:
                 raise
             folder, name = self.parent(path)
-            answer = self.call(fuse.CREATE, folder, fuse.CREATE_IN.pack(flags, 0o600, 0, 0) + name)[
-                -fuse.OPEN_OUT.size :
-            ]
+            answer = self.call(
+                protocol.CREATE, folder, protocol.CREATE_IN.pack(flags, 0o600, 0, 0) + name
+            )[-protocol.OPEN_OUT.size :]
         else:
-            answer = self.call(fuse.OPEN, node, fuse.OPEN_IN.pack(flags & ~os.O_CREAT, 0))
-        return fuse.OPEN_OUT.unpack(answer)[0]
+            answer = self.call(protocol.OPEN, node, protocol.OPEN_IN.pack(flags & ~os.O_CREAT, 0))
+        return protocol.OPEN_OUT.unpack(answer)[0]
 
     def write(self, handle: int, data: bytes) -> None:
-        self.call(fuse.WRITE, 0, fuse.WRITE_IN.pack(handle, 0, len(data), 0, 0, 0, 0) + data)
+        self.call(
+            protocol.WRITE, 0, protocol.WRITE_IN.pack(handle, 0, len(data), 0, 0, 0, 0) + data
+        )
 
     def close(self, handle: int) -> None:
-        self.call(fuse.FLUSH, 0, fuse.FLUSH_IN.pack(handle, 0, 0, 0))
-        self.call(fuse.RELEASE, 0, fuse.RELEASE_IN.pack(handle, 0, 0, 0))
+        self.call(protocol.FLUSH, 0, protocol.FLUSH_IN.pack(handle, 0, 0, 0))
+        self.call(protocol.RELEASE, 0, protocol.RELEASE_IN.pack(handle, 0, 0, 0))
 
     def read(self, path: str) -> bytes:
         handle = self.open(path, os.O_RDONLY)
         try:
-            return self.call(fuse.READ, 0, fuse.READ_IN.pack(handle, 0, 99, 0, 0, 0, 0))
+            return self.call(protocol.READ, 0, protocol.READ_IN.pack(handle, 0, 99, 0, 0, 0, 0))
         finally:
             self.close(handle)
 
     def size(self, path: str) -> int:
-        answer = self.call(fuse.GETATTR, self.find(path), fuse.GETATTR_IN.pack(0, 0, 0))
-        return fuse.ATTRIBUTES.unpack_from(answer, fuse.ATTRIBUTES_VALID.size)[1]
+        answer = self.call(protocol.GETATTR, self.find(path), protocol.GETATTR_IN.pack(0, 0, 0))
+        return protocol.ATTRIBUTES.unpack_from(answer, protocol.ATTRIBUTES_VALID.size)[1]
 
     def list(self, path: str = "") -> list[str]:
-        node = self.find(path) if path else fuse.ROOT
-        handle = fuse.OPEN_OUT.unpack(self.call(fuse.OPENDIR, node))[0]
-        data = self.call(fuse.READDIR, node, fuse.READ_IN.pack(handle, 0, 9999, 0, 0, 0, 0))
-        self.call(fuse.RELEASEDIR, node, fuse.RELEASE_IN.pack(handle, 0, 0, 0))
+        node = self.find(path) if path else protocol.ROOT
+        handle = protocol.OPEN_OUT.unpack(self.call(protocol.OPENDIR, node))[0]
+        data = self.call(protocol.READDIR, node, protocol.READ_IN.pack(handle, 0, 9999, 0, 0, 0, 0))
+        self.call(protocol.RELEASEDIR, node, protocol.RELEASE_IN.pack(handle, 0, 0, 0))
         found = []
         while data:
-            _, _, length, _ = fuse.ENTRY_IN_LISTING.unpack_from(data)
-            start = fuse.ENTRY_IN_LISTING.size
+            _, _, length, _ = protocol.ENTRY_IN_LISTING.unpack_from(data)
+            start = protocol.ENTRY_IN_LISTING.size
             found.append(data[start : start + length].decode())
             data = data[start + length + -(start + length) % 8 :]
         return sorted(set(found) - {".", ".."})
@@ -262,12 +264,12 @@ class DataBetweenRunners(EmulatorMachine):
 
     def remove(self, who: int, name: str) -> None:
         client = self.clients[who]
-        client.call(fuse.UNLINK, *client.parent(name))
+        client.call(protocol.UNLINK, *client.parent(name))
 
     def move(self, who: int, source: str, target: str) -> None:
         client = self.clients[who]
         (old, name), (new, other) = client.parent(source), client.parent(target)
-        client.call(fuse.RENAME, old, fuse.RENAME_IN.pack(new) + name + other)
+        client.call(protocol.RENAME, old, protocol.RENAME_IN.pack(new) + name + other)
 
     def fails(self, number: int, action: object, *arguments: object) -> None:
         with pytest.raises(OSError) as failed:

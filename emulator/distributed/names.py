@@ -7,9 +7,9 @@ import os
 import stat
 from collections.abc import Callable
 
-from emulator.storage import fuse
-from emulator.storage.fuse_nodes import Handle, Node, Nodes, Request
-from emulator.storage.fuse_tree import (
+from emulator.distributed import protocol
+from emulator.distributed.nodes import Handle, Node, Nodes, Request
+from emulator.distributed.tree import (
     Content,
     Copy,
     File,
@@ -19,11 +19,11 @@ from emulator.storage.fuse_tree import (
     Tree,
     failure,
 )
-from emulator.storage.visibility import Place, Version
+from emulator.distributed.visibility import Place, Version
 
 __all__ = ["NameOperations"]
 
-_NO_TIME = fuse.ATTRIBUTES_VALID.pack(0, 0, 0)
+_NO_TIME = protocol.ATTRIBUTES_VALID.pack(0, 0, 0)
 
 
 class NameOperations:
@@ -44,7 +44,7 @@ class NameOperations:
     def look_up(self, request: Request) -> bytes:
         """LOOKUP."""
         folder = self.nodes.get(request.node).folder
-        item = self.tree.look(folder, fuse.names(bytes(request.data))[0], self.place)
+        item = self.tree.look(folder, protocol.names(bytes(request.data))[0], self.place)
         if item is None:
             raise failure(errno.ENOENT)
         return self.entry(item)
@@ -54,7 +54,7 @@ class NameOperations:
         version = self.tree.content(item, self.place) if isinstance(item, File) else None
         status = self._status(item, version)
         node = self.nodes.enter(item, version)
-        return fuse.ENTRY.pack(node.number, 0, 0, 0, 0, 0) + fuse.attributes(status)
+        return protocol.ENTRY.pack(node.number, 0, 0, 0, 0, 0) + protocol.attributes(status)
 
     def _status(self, item: Item, version: Version[Content] | None) -> os.stat_result:
         status = self.tree.status(item)
@@ -64,7 +64,7 @@ class NameOperations:
 
     def attributes_of(self, node: Node) -> bytes:
         """The answer to a question for attributes; they are asked for each time."""
-        return _NO_TIME + fuse.attributes(self._status(node.item, node.version))
+        return _NO_TIME + protocol.attributes(self._status(node.item, node.version))
 
     def get_attributes(self, request: Request) -> bytes:
         """GETATTR."""
@@ -83,16 +83,16 @@ class NameOperations:
         """OPENDIR."""
         node = self.nodes.get(request.node)
         handle = Handle(node, entries=self._entries(node.folder))
-        return fuse.OPEN_OUT.pack(self.nodes.open(handle), 0, 0)
+        return protocol.OPEN_OUT.pack(self.nodes.open(handle), 0, 0)
 
     def list_folder(self, request: Request) -> bytes:
         """READDIR: from the beginning it is looked again."""
-        number, offset, size, *_ = fuse.READ_IN.unpack_from(request.data)
+        number, offset, size, *_ = protocol.READ_IN.unpack_from(request.data)
         handle = self.nodes.handle(number)
         if handle.entries is None or (offset == 0 and handle.changed):
             handle.entries = self._entries(handle.node.folder)
         handle.changed = True
-        return fuse.listing(handle.entries, offset, size)
+        return protocol.listing(handle.entries, offset, size)
 
     def _entries(self, folder: Folder) -> list[tuple[bytes, int, int]]:
         kind = stat.S_IFDIR >> 12
@@ -102,7 +102,7 @@ class NameOperations:
     def statistics(self, request: Request) -> bytes:
         """STATFS."""
         found = os.statvfs(self.tree.path(self.tree.root))
-        return fuse.STATFS_OUT.pack(
+        return protocol.STATFS_OUT.pack(
             found.f_blocks,
             found.f_bfree,
             found.f_bavail,
@@ -117,15 +117,15 @@ class NameOperations:
 
     def make_node(self, request: Request) -> bytes:
         """MKNOD."""
-        mode, device, _, _ = fuse.MKNOD_IN.unpack_from(request.data)
-        name = fuse.names(bytes(request.data), fuse.MKNOD_IN.size)[0]
-        made = lambda path: os.mknod(path, mode, fuse.device_of(device))  # noqa: E731
+        mode, device, _, _ = protocol.MKNOD_IN.unpack_from(request.data)
+        name = protocol.names(bytes(request.data), protocol.MKNOD_IN.size)[0]
+        made = lambda path: os.mknod(path, mode, protocol.device_of(device))  # noqa: E731
         return self.entry(self._make(request, name, made, publish=True))
 
     def make_folder(self, request: Request) -> bytes:
         """MKDIR; a folder that another datacenter has just made becomes the same one."""
-        mode, _ = fuse.MKDIR_IN.unpack_from(request.data)
-        name = fuse.names(bytes(request.data), fuse.MKDIR_IN.size)[0]
+        mode, _ = protocol.MKDIR_IN.unpack_from(request.data)
+        name = protocol.names(bytes(request.data), protocol.MKDIR_IN.size)[0]
         folder = self.nodes.get(request.node).folder
         if self.tree.look(folder, name, self.place) is None:
             there = self.tree.live(folder, name)
@@ -136,15 +136,15 @@ class NameOperations:
 
     def make_link(self, request: Request) -> bytes:
         """SYMLINK."""
-        name, target = fuse.names(bytes(request.data))
+        name, target = protocol.names(bytes(request.data))
         made = lambda path: os.symlink(target, path)  # noqa: E731
         return self.entry(self._make(request, name, made, publish=True))
 
     def link(self, request: Request) -> bytes:
         """LINK: another name for a file."""
-        (number,) = fuse.LINK_IN.unpack_from(request.data)
+        (number,) = protocol.LINK_IN.unpack_from(request.data)
         item = self.nodes.get(number).item
-        name = fuse.names(bytes(request.data), fuse.LINK_IN.size)[0]
+        name = protocol.names(bytes(request.data), protocol.LINK_IN.size)[0]
         if not item.places:
             raise failure(errno.ENOENT)
         folder = self.nodes.get(request.node).folder
@@ -210,7 +210,7 @@ class NameOperations:
     def unlink(self, request: Request) -> bytes:
         """UNLINK."""
         folder = self.nodes.get(request.node).folder
-        name = fuse.names(bytes(request.data))[0]
+        name = protocol.names(bytes(request.data))[0]
         if self.tree.look(folder, name, self.place) is None:
             raise failure(errno.ENOENT)
         history = self.tree.history(folder, name)
@@ -223,7 +223,7 @@ class NameOperations:
     def remove_folder(self, request: Request) -> bytes:
         """RMDIR: empty for this runner, and really."""
         folder = self.nodes.get(request.node).folder
-        name = fuse.names(bytes(request.data))[0]
+        name = protocol.names(bytes(request.data))[0]
         seen = self.tree.look(folder, name, self.place)
         if seen is None:
             raise failure(errno.ENOENT)
@@ -246,13 +246,13 @@ class NameOperations:
 
     def rename(self, request: Request) -> bytes:
         """RENAME and RENAME2."""
-        if request.code == fuse.RENAME2:
-            number, flags, _ = fuse.RENAME2_IN.unpack_from(request.data)
-            old, new = fuse.names(bytes(request.data), fuse.RENAME2_IN.size)
+        if request.code == protocol.RENAME2:
+            number, flags, _ = protocol.RENAME2_IN.unpack_from(request.data)
+            old, new = protocol.names(bytes(request.data), protocol.RENAME2_IN.size)
         else:
-            (number,), flags = fuse.RENAME_IN.unpack_from(request.data), 0
-            old, new = fuse.names(bytes(request.data), fuse.RENAME_IN.size)
-        if flags & ~fuse.RENAME_NOREPLACE:
+            (number,), flags = protocol.RENAME_IN.unpack_from(request.data), 0
+            old, new = protocol.names(bytes(request.data), protocol.RENAME_IN.size)
+        if flags & ~protocol.RENAME_NOREPLACE:
             raise failure(errno.EINVAL)
         source = self.nodes.get(request.node).folder, old
         target = self.nodes.get(number).folder, new

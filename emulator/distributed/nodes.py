@@ -6,9 +6,9 @@ import errno
 import os
 from dataclasses import dataclass, field
 
-from emulator.storage import fuse
-from emulator.storage.fuse_tree import Content, Descriptor, File, Folder, Item, failure
-from emulator.storage.visibility import Version
+from emulator.distributed import protocol
+from emulator.distributed.tree import Content, Descriptor, File, Folder, Item, failure
+from emulator.distributed.visibility import Version
 
 __all__ = ["Handle", "Node", "Nodes", "Request", "process_of"]
 
@@ -106,10 +106,10 @@ class Nodes:
     handles: dict[int, Handle] = field(default_factory=dict)
     _nodes: dict[int, Node] = field(default_factory=dict)
     _numbers: dict[tuple[int, Version[Content] | None], int] = field(default_factory=dict)
-    _count: int = fuse.ROOT
+    _count: int = protocol.ROOT
 
     def __post_init__(self) -> None:
-        self._nodes[fuse.ROOT] = Node(fuse.ROOT, self.root, None, 1)
+        self._nodes[protocol.ROOT] = Node(protocol.ROOT, self.root, None, 1)
 
     def get(self, number: int) -> Node:
         """The node of a request."""
@@ -132,7 +132,7 @@ class Nodes:
     def forget(self, number: int, times: int) -> None:
         """The kernel does not know a node any more."""
         node = self._nodes.get(number)
-        if node is None or number == fuse.ROOT:
+        if node is None or number == protocol.ROOT:
             return
         node.lookups -= times
         if node.lookups <= 0:

@@ -19,12 +19,12 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator.storage import fuse
-from emulator.storage.fuse_files import FileOperations, NotYetError
-from emulator.storage.fuse_locks import WouldBlockError
-from emulator.storage.fuse_nodes import Request
-from emulator.storage.fuse_tree import Tree
-from emulator.storage.visibility import Delays, Place
+from emulator.distributed import protocol
+from emulator.distributed.files import FileOperations, NotYetError
+from emulator.distributed.locks import WouldBlockError
+from emulator.distributed.nodes import Request
+from emulator.distributed.tree import Tree
+from emulator.distributed.visibility import Delays, Place
 
 __all__ = ["main"]
 
@@ -35,18 +35,18 @@ _TURN = 64
 #: The requests that a metadata service answers: one for each name looked up, listing, change.
 _METADATA = frozenset(
     {
-        fuse.LOOKUP,
-        fuse.OPENDIR,
-        fuse.CREATE,
-        fuse.MKNOD,
-        fuse.MKDIR,
-        fuse.SYMLINK,
-        fuse.LINK,
-        fuse.UNLINK,
-        fuse.RMDIR,
-        fuse.RENAME,
-        fuse.RENAME2,
-        fuse.SETATTR,
+        protocol.LOOKUP,
+        protocol.OPENDIR,
+        protocol.CREATE,
+        protocol.MKNOD,
+        protocol.MKDIR,
+        protocol.SYMLINK,
+        protocol.LINK,
+        protocol.UNLINK,
+        protocol.RMDIR,
+        protocol.RENAME,
+        protocol.RENAME2,
+        protocol.SETATTR,
     }
 )
 
@@ -104,7 +104,7 @@ class Server:
         self._mounts: dict[int, Mount] = {}
         self._waiting: list[Waiting] = []
         self._warm: dict[tuple[str, str], set[object]] = {}
-        self._buffer = bytearray(fuse.BUFFER_SIZE)
+        self._buffer = bytearray(protocol.BUFFER_SIZE)
         self._poll = select.poll()
         self._event_count = 0
         self._settled = 0.0
@@ -160,9 +160,9 @@ class Server:
                 if error.errno != errno.EAGAIN:  # ENODEV: unmounted
                     self._end(mount)
                 return
-            header = fuse.HEADER.unpack_from(self._buffer)
+            header = protocol.HEADER.unpack_from(self._buffer)
             _, code, unique, node, uid, gid, pid, _, _ = header
-            data = memoryview(self._buffer)[fuse.HEADER.size : length]
+            data = memoryview(self._buffer)[protocol.HEADER.size : length]
             self._serve(mount, Request(code, unique, node, uid, gid, pid, data))
             if mount.descriptor not in self._mounts:
                 return
@@ -170,12 +170,12 @@ class Server:
     # --- the kernel's requests -------------------------------------------------------------------
 
     def _serve(self, mount: Mount, request: Request) -> None:
-        if request.code == fuse.INIT:
+        if request.code == protocol.INIT:
             self._reply(mount, request, _greeting(request, mount.flags))
-        elif request.code in (fuse.FORGET, fuse.BATCH_FORGET):
+        elif request.code in (protocol.FORGET, protocol.BATCH_FORGET):
             _forget(mount, request)
-        elif request.code == fuse.INTERRUPT:
-            self._interrupt(mount, *fuse.INTERRUPT_IN.unpack_from(request.data))
+        elif request.code == protocol.INTERRUPT:
+            self._interrupt(mount, *protocol.INTERRUPT_IN.unpack_from(request.data))
         elif request.code in _METADATA and self._options["metadata_latency"] and not request.paid:
             request.paid = True
             until = self._clock.now() + self._options["metadata_latency"]
@@ -201,11 +201,11 @@ class Server:
             self._refuse(mount, request, errno.EIO)
 
     def _reply(self, mount: Mount, request: Request, data: bytes) -> None:
-        header = fuse.REPLY.pack(fuse.REPLY.size + len(data), 0, request.unique)
+        header = protocol.REPLY.pack(protocol.REPLY.size + len(data), 0, request.unique)
         _write(mount, [header, data] if data else [header])
 
     def _refuse(self, mount: Mount, request: Request, number: int) -> None:
-        _write(mount, [fuse.REPLY.pack(fuse.REPLY.size, -number, request.unique)])
+        _write(mount, [protocol.REPLY.pack(protocol.REPLY.size, -number, request.unique)])
 
     def _interrupt(self, mount: Mount, unique: int) -> None:
         """The caller got a signal: it waits no longer."""
@@ -284,7 +284,7 @@ class Server:
         warm = self._warm.setdefault((datacenter, server), set())
         operations = FileOperations(self._tree, place, warm, self._options["cold_latency"])
         shared = self._options["locks"] == "shared"
-        flags = fuse.POSIX_LOCKS | fuse.FLOCK_LOCKS if shared else 0
+        flags = protocol.POSIX_LOCKS | protocol.FLOCK_LOCKS if shared else 0
         os.set_blocking(descriptor, False)
         self._mounts[descriptor] = Mount(descriptor, place, operations, flags)
         self._poll.register(descriptor, select.POLLIN)
@@ -343,22 +343,24 @@ def _write(mount: Mount, parts: list[bytes]) -> None:
 
 
 def _greeting(request: Request, flags: int) -> bytes:
-    _, _, readahead, offered = fuse.INIT_IN.unpack_from(request.data)
-    agreed = (fuse.FLAGS | flags) & offered
-    pages = fuse.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
-    numbers = (64, 48, fuse.MAX_WRITE, 1, pages, 0, 0)
-    return fuse.INIT_OUT.pack(fuse.MAJOR, fuse.MINOR, readahead, agreed, *numbers, *[0] * 7)
+    _, _, readahead, offered = protocol.INIT_IN.unpack_from(request.data)
+    agreed = (protocol.FLAGS | flags) & offered
+    pages = protocol.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
+    numbers = (64, 48, protocol.MAX_WRITE, 1, pages, 0, 0)
+    return protocol.INIT_OUT.pack(
+        protocol.MAJOR, protocol.MINOR, readahead, agreed, *numbers, *[0] * 7
+    )
 
 
 def _forget(mount: Mount, request: Request) -> None:
     nodes = mount.operations.nodes
-    if request.code == fuse.FORGET:
-        nodes.forget(request.node, *fuse.FORGET_IN.unpack_from(request.data))
+    if request.code == protocol.FORGET:
+        nodes.forget(request.node, *protocol.FORGET_IN.unpack_from(request.data))
         return
-    count, _ = fuse.BATCH_FORGET_IN.unpack_from(request.data)
+    count, _ = protocol.BATCH_FORGET_IN.unpack_from(request.data)
     for index in range(count):
-        start = fuse.BATCH_FORGET_IN.size + index * fuse.FORGET_ONE.size
-        nodes.forget(*fuse.FORGET_ONE.unpack_from(request.data, start))
+        start = protocol.BATCH_FORGET_IN.size + index * protocol.FORGET_ONE.size
+        nodes.forget(*protocol.FORGET_ONE.unpack_from(request.data, start))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The protocol that the kernel speaks on /dev/fuse: numbers, structures and nothing else.
 
-As in the kernel's ``include/uapi/linux/fuse.h``, version 7.31 (Linux 5.4).
+As in the kernel's ``include/uapi/linux/protocol.h``, version 7.31 (Linux 5.4).
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ import errno
 import os
 from collections.abc import Callable
 
-from emulator.storage import fuse
-from emulator.storage.fuse_locks import Locks
-from emulator.storage.fuse_names import NameOperations
-from emulator.storage.fuse_nodes import Handle, Node, Request, process_of
-from emulator.storage.fuse_tree import Content, Descriptor, File, Tree, failure
-from emulator.storage.visibility import ALWAYS, Place, Version
+from emulator.distributed import protocol
+from emulator.distributed.locks import Locks
+from emulator.distributed.names import NameOperations
+from emulator.distributed.nodes import Handle, Node, Request, process_of
+from emulator.distributed.tree import Content, Descriptor, File, Tree, failure
+from emulator.distributed.visibility import ALWAYS, Place, Version
 
 __all__ = ["FileOperations", "NotYetError"]
 
@@ -50,34 +50,34 @@ class FileOperations(NameOperations):
         self._warm = warm
         self._cold_latency = cold_latency
         self.handlers: dict[int, Callable[[Request], bytes]] = {
-            fuse.LOOKUP: self.look_up,
-            fuse.GETATTR: self.get_attributes,
-            fuse.SETATTR: self.set_attributes,
-            fuse.READLINK: self.read_link,
-            fuse.SYMLINK: self.make_link,
-            fuse.MKNOD: self.make_node,
-            fuse.MKDIR: self.make_folder,
-            fuse.UNLINK: self.unlink,
-            fuse.RMDIR: self.remove_folder,
-            fuse.RENAME: self.rename,
-            fuse.RENAME2: self.rename,
-            fuse.LINK: self.link,
-            fuse.OPEN: self.open,
-            fuse.CREATE: self.create,
-            fuse.READ: self.read,
-            fuse.WRITE: self.write,
-            fuse.STATFS: self.statistics,
-            fuse.FLUSH: self.flush,
-            fuse.RELEASE: self.release,
-            fuse.FSYNC: self.sync,
-            fuse.FSYNCDIR: lambda _: b"",
-            fuse.OPENDIR: self.open_folder,
-            fuse.READDIR: self.list_folder,
-            fuse.RELEASEDIR: self.release,
-            fuse.GETLK: self.get_lock,
-            fuse.SETLK: self.set_lock,
-            fuse.SETLKW: self.set_lock,
-            fuse.FALLOCATE: self.allocate,
+            protocol.LOOKUP: self.look_up,
+            protocol.GETATTR: self.get_attributes,
+            protocol.SETATTR: self.set_attributes,
+            protocol.READLINK: self.read_link,
+            protocol.SYMLINK: self.make_link,
+            protocol.MKNOD: self.make_node,
+            protocol.MKDIR: self.make_folder,
+            protocol.UNLINK: self.unlink,
+            protocol.RMDIR: self.remove_folder,
+            protocol.RENAME: self.rename,
+            protocol.RENAME2: self.rename,
+            protocol.LINK: self.link,
+            protocol.OPEN: self.open,
+            protocol.CREATE: self.create,
+            protocol.READ: self.read,
+            protocol.WRITE: self.write,
+            protocol.STATFS: self.statistics,
+            protocol.FLUSH: self.flush,
+            protocol.RELEASE: self.release,
+            protocol.FSYNC: self.sync,
+            protocol.FSYNCDIR: lambda _: b"",
+            protocol.OPENDIR: self.open_folder,
+            protocol.READDIR: self.list_folder,
+            protocol.RELEASEDIR: self.release,
+            protocol.GETLK: self.get_lock,
+            protocol.SETLK: self.set_lock,
+            protocol.SETLKW: self.set_lock,
+            protocol.FALLOCATE: self.allocate,
         }
 
     # --- open and close --------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class FileOperations(NameOperations):
 
         Not in READ: a page of a mapped file would be awaited by a thread that nothing can wake.
         """
-        flags, _ = fuse.OPEN_IN.unpack_from(request.data)
+        flags, _ = protocol.OPEN_IN.unpack_from(request.data)
         node = self.nodes.get(request.node)
         if flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC:
             self._await(request, node)
@@ -102,7 +102,7 @@ class FileOperations(NameOperations):
         if flags & os.O_TRUNC:
             self._begin(handle, _NOTHING)
             os.ftruncate(handle.number, 0)
-        return fuse.OPEN_OUT.pack(self.nodes.open(handle), 0, 0)
+        return protocol.OPEN_OUT.pack(self.nodes.open(handle), 0, 0)
 
     def _await(self, request: Request, node: Node) -> None:
         """Wait for content that is on its way, then for a node cache that does not have it."""
@@ -125,8 +125,8 @@ class FileOperations(NameOperations):
 
     def create(self, request: Request) -> bytes:
         """CREATE: its file belongs to this runner alone until it is closed."""
-        flags, mode, _, _ = fuse.CREATE_IN.unpack_from(request.data)
-        name = fuse.names(bytes(request.data), fuse.CREATE_IN.size)[0]
+        flags, mode, _, _ = protocol.CREATE_IN.unpack_from(request.data)
+        name = protocol.names(bytes(request.data), protocol.CREATE_IN.size)[0]
         folder = self.nodes.get(request.node).folder
         seen = self.tree.look(folder, name, self.place)
         if seen is not None:
@@ -143,16 +143,16 @@ class FileOperations(NameOperations):
         status = os.fstat(descriptor.number)
         item = self.made(request, status, folder, name, history)
         entry = self.entry(item)
-        (number,) = fuse.LINK_IN.unpack_from(entry)
+        (number,) = protocol.LINK_IN.unpack_from(entry)
         handle = Handle(self.nodes.get(number), descriptor, flags, process_of(request.pid), True)
-        return entry + fuse.OPEN_OUT.pack(self.nodes.open(handle), 0, 0)
+        return entry + protocol.OPEN_OUT.pack(self.nodes.open(handle), 0, 0)
 
     def _open_existing(self, request: Request, item: object, flags: int) -> bytes:
         """What is to be created is there: it just arrived, or is open on the same server."""
         if flags & os.O_EXCL or not isinstance(item, File):
             raise failure(errno.EEXIST)
         entry = self.entry(item)
-        (number,) = fuse.LINK_IN.unpack_from(entry)
+        (number,) = protocol.LINK_IN.unpack_from(entry)
         try:
             return entry + self._open(request, self.nodes.get(number), flags)
         except BaseException:
@@ -164,7 +164,7 @@ class FileOperations(NameOperations):
 
         A child process that closes what it inherited publishes nothing.
         """
-        number, _, _, owner = fuse.FLUSH_IN.unpack_from(request.data)
+        number, _, _, owner = protocol.FLUSH_IN.unpack_from(request.data)
         handle = self.nodes.handle(number)
         self.locks.release(handle.node.file, owner)
         if handle.changed and process_of(request.pid) in (0, handle.opener):
@@ -173,7 +173,7 @@ class FileOperations(NameOperations):
 
     def release(self, request: Request) -> bytes:
         """RELEASE and RELEASEDIR: nobody has it open any more."""
-        number, *_ = fuse.RELEASE_IN.unpack_from(request.data)
+        number, *_ = protocol.RELEASE_IN.unpack_from(request.data)
         handle = self.nodes.handles.pop(number, None)
         if handle is not None and handle.entries is None and handle.changed:
             self._publish(handle)
@@ -194,7 +194,7 @@ class FileOperations(NameOperations):
 
     def sync(self, request: Request) -> bytes:
         """FSYNC: on the host's disk; others see it when it is closed."""
-        number, flags, _ = fuse.FSYNC_IN.unpack_from(request.data)
+        number, flags, _ = protocol.FSYNC_IN.unpack_from(request.data)
         handle = self.nodes.handle(number)
         if handle.descriptor is not None:
             (os.fdatasync if flags & 1 else os.fsync)(handle.number)
@@ -204,7 +204,7 @@ class FileOperations(NameOperations):
 
     def read(self, request: Request) -> bytes:
         """READ."""
-        number, offset, size, *_ = fuse.READ_IN.unpack_from(request.data)
+        number, offset, size, *_ = protocol.READ_IN.unpack_from(request.data)
         handle = self.nodes.handle(number)
         version = handle.node.version
         copy = version.value if version is not None else None
@@ -212,11 +212,11 @@ class FileOperations(NameOperations):
 
     def write(self, request: Request) -> bytes:
         """WRITE."""
-        number, offset, size, *_ = fuse.WRITE_IN.unpack_from(request.data)
+        number, offset, size, *_ = protocol.WRITE_IN.unpack_from(request.data)
         handle = self.nodes.handle(number)
         self._begin(handle, handle.node.version)
-        data = memoryview(request.data)[fuse.WRITE_IN.size :][:size]
-        return fuse.WRITE_OUT.pack(os.pwrite(handle.number, data, offset), 0)
+        data = memoryview(request.data)[protocol.WRITE_IN.size :][:size]
+        return protocol.WRITE_OUT.pack(os.pwrite(handle.number, data, offset), 0)
 
     def _begin(self, handle: Handle, base: Version[Content] | None) -> None:
         """Before a file is changed: others keep the content that they see."""
@@ -228,7 +228,7 @@ class FileOperations(NameOperations):
 
     def allocate(self, request: Request) -> bytes:
         """FALLOCATE."""
-        number, offset, length, mode, _ = fuse.FALLOCATE_IN.unpack_from(request.data)
+        number, offset, length, mode, _ = protocol.FALLOCATE_IN.unpack_from(request.data)
         if mode:
             raise failure(errno.EOPNOTSUPP)
         handle = self.nodes.handle(number)
@@ -240,20 +240,20 @@ class FileOperations(NameOperations):
 
     def set_attributes(self, request: Request) -> bytes:
         """SETATTR: length, mode, owner, times."""
-        valid, _, number, size, _, *times, mode, _, uid, gid, _ = fuse.SETATTR_IN.unpack_from(
+        valid, _, number, size, _, *times, mode, _, uid, gid, _ = protocol.SETATTR_IN.unpack_from(
             request.data
         )
         node = self.nodes.get(request.node)
-        if valid & fuse.SET_SIZE:
-            self._truncate(request, node, number if valid & fuse.SET_HANDLE else None, size)
+        if valid & protocol.SET_SIZE:
+            self._truncate(request, node, number if valid & protocol.SET_HANDLE else None, size)
         path = self.tree.path(node.item)
-        if valid & (fuse.SET_UID | fuse.SET_GID):
-            owner = uid if valid & fuse.SET_UID else -1
-            group = gid if valid & fuse.SET_GID else -1
+        if valid & (protocol.SET_UID | protocol.SET_GID):
+            owner = uid if valid & protocol.SET_UID else -1
+            group = gid if valid & protocol.SET_GID else -1
             os.chown(path, owner, group, follow_symlinks=not node.item.places)
-        if valid & fuse.SET_MODE:
+        if valid & protocol.SET_MODE:
             os.chmod(path, mode & 0o7777)
-        if valid & (fuse.SET_ATIME | fuse.SET_MTIME):
+        if valid & (protocol.SET_ATIME | protocol.SET_MTIME):
             self._set_times(node, valid, times)
         return self.attributes_of(node)
 
@@ -272,16 +272,16 @@ class FileOperations(NameOperations):
 
     def _set_times(self, node: Node, valid: int, times: list[int]) -> None:
         path, follow = self.tree.path(node.item), not node.item.places
-        now = fuse.SET_ATIME_NOW | fuse.SET_MTIME_NOW
+        now = protocol.SET_ATIME_NOW | protocol.SET_MTIME_NOW
         if valid & now == now:
             os.utime(path, follow_symlinks=follow)
             return
         status = self.tree.status(node.item)
         atime, mtime, _, atime_rest, mtime_rest, _ = times
         wanted = [status.st_atime_ns, status.st_mtime_ns]
-        if valid & fuse.SET_ATIME:
+        if valid & protocol.SET_ATIME:
             wanted[0] = _signed(atime) * 1_000_000_000 + atime_rest
-        if valid & fuse.SET_MTIME:
+        if valid & protocol.SET_MTIME:
             wanted[1] = _signed(mtime) * 1_000_000_000 + mtime_rest
         os.utime(path, ns=(wanted[0], wanted[1]), follow_symlinks=follow)
 
@@ -289,13 +289,13 @@ class FileOperations(NameOperations):
 
     def set_lock(self, request: Request) -> bytes:
         """SETLK and SETLKW."""
-        number, *_ = fuse.LOCK_IN.unpack_from(request.data)
+        number, *_ = protocol.LOCK_IN.unpack_from(request.data)
         self.locks.set(request, self.nodes.handle(number))
         return b""
 
     def get_lock(self, request: Request) -> bytes:
         """GETLK."""
-        number, *_ = fuse.LOCK_IN.unpack_from(request.data)
+        number, *_ = protocol.LOCK_IN.unpack_from(request.data)
         return self.locks.get(request, self.nodes.handle(number))
 
 

@@ -1,7 +1,7 @@
 """/data as a file system between servers and datacenters: active where a setting asks for it.
 
 Each runner gets a file system of its own over the account's volume, answered by a process that
-knows who sees what when (:mod:`emulator.storage.fuse_server`). That process lives from the first
+knows who sees what when (:mod:`emulator.distributed.server`). That process lives from the first
 such runner of a test to the end of the test.
 """
 
@@ -42,7 +42,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
-    "from emulator.storage.fuse_server import main; main()"
+    "from emulator.distributed.server import main; main()"
 )
 
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Optional, Union
 
-from emulator.storage.visibility import ALWAYS, Delays, History, Place, Version
+from emulator.distributed.visibility import ALWAYS, Delays, History, Place, Version
 
 __all__ = ["Content", "Descriptor", "File", "Folder", "Item", "NameHistory", "Tree", "failure"]
 

@@ -7,9 +7,9 @@ import fcntl
 import os
 from struct import Struct
 
-from emulator.storage import fuse
-from emulator.storage.fuse_nodes import Handle, Request
-from emulator.storage.fuse_tree import Descriptor, File, failure
+from emulator.distributed import protocol
+from emulator.distributed.nodes import Handle, Request
+from emulator.distributed.tree import Descriptor, File, failure
 
 __all__ = ["Locks", "WouldBlockError"]
 
@@ -36,25 +36,25 @@ class Locks:
             WouldBlockError: the caller wants to wait for it.
             OSError: somebody else has it, and the caller does not want to wait.
         """
-        _, owner, start, end, kind, _, flags, _ = fuse.LOCK_IN.unpack_from(request.data)
+        _, owner, start, end, kind, _, flags, _ = protocol.LOCK_IN.unpack_from(request.data)
         try:
-            if flags & fuse.LOCK_IS_FLOCK:
+            if flags & protocol.LOCK_IS_FLOCK:
                 fcntl.flock(handle.number, _whole_file(kind) | fcntl.LOCK_NB)
             else:
                 self._set_record(handle, owner, start, end, kind)
         except (BlockingIOError, PermissionError) as error:
-            if request.code == fuse.SETLKW:
+            if request.code == protocol.SETLKW:
                 raise WouldBlockError from error
             raise failure(errno.EAGAIN) from error
 
     def get(self, request: Request, handle: Handle) -> bytes:
         """Which lock is in the way of one, as the kernel's answer."""
-        _, owner, start, end, kind, _, _, _ = fuse.LOCK_IN.unpack_from(request.data)
+        _, owner, start, end, kind, _, _, _ = protocol.LOCK_IN.unpack_from(request.data)
         descriptor = self._of(handle, owner)
         wanted = _record(start, end, kind)
         found = fcntl.fcntl(descriptor.number, _F_OFD_GETLK, wanted)
         kind, _, start, length, _ = _FLOCK.unpack(found)
-        return fuse.LOCK_OUT.pack(start, start + length - 1 if length else _END, kind, 0)
+        return protocol.LOCK_OUT.pack(start, start + length - 1 if length else _END, kind, 0)
 
     def release(self, file: File, owner: int) -> None:
         """A process closed the file: its record locks are gone, as ever."""
