@@ -268,16 +268,21 @@ class Faults(Strikes):
             which: the matchers; with *file* only *runner*, *times* and *optional*.
         """
         chosen = Which.of(which)
+        killer = self.killer
+        assert killer is not None
         if file is not None:
-            return self._kill_at_file(file, _whole(after, "kill_runner(after=...)"), chosen, which)
+            fault = Fault(f"runner killed at {file}", chosen, stage="file")
+            size = _whole(after, "kill_runner(after=...)")
+            killer.at_file(file, size, list(which), fault)
+            return self._add(fault)
         count = None if after == "body" else _whole(after, "kill_runner(after=...)")
         where = "its body" if count is None else f"{count} bytes"
         fault = Fault(f"runner killed after {where} of the {of}", chosen)
 
         def kill(request: httpx.Request, exchange: Exchange) -> None:
             request.extensions.get("fal_arrived", lambda: None)()
-            self._required_killer().at_request(
-                exchange.runner, f"after {where} of the {of}, {exchange.method} {exchange.url}"
+            killer.at_request(
+                exchange, f"after {where} of the {of}, {exchange.method} {exchange.url}"
             )
             raise bodies.reset()
 
@@ -301,27 +306,6 @@ class Faults(Strikes):
         else:
             fault.on_response = after_it
         return self._add(fault)
-
-    def _kill_at_file(self, file: str, size: int, chosen: Which, given: Any) -> Fault:
-        of_requests = [name for name in given if name not in ("runner", "times", "optional")]
-        if of_requests:
-            raise EmulatorError(
-                "kill_runner(file=...) strikes at a file, not at a request: leave "
-                f"{of_requests[0]} "
-                'out, and write for example kill_runner(file="/data/models/*", runner="runner-2").'
-            )
-        if not file.startswith(("/data/", "/tmp/")):
-            raise EmulatorError(
-                f"kill_runner(file={file!r}) takes a path in /data or /tmp as an app has it, for "
-                'example file="/data/models/*.bin".'
-            )
-        fault = Fault(f"runner killed at {file}", chosen, stage="file")
-        self._required_killer().at_file(file, size, chosen.runner, fault)
-        return self._add(fault)
-
-    def _required_killer(self) -> Killer:
-        assert self.killer is not None
-        return self.killer
 
     def end(self) -> None:
         """Reset the connections that gates hold, and watch no files any more."""

@@ -13,6 +13,7 @@ from emulator.errors import EmulatorError
 from emulator.storage.watch import Watch
 
 if TYPE_CHECKING:
+    from emulator.ledger import Exchange
     from emulator.network.fault import Fault
     from emulator.runners.process import ProcessRunner
     from emulator.runners.runner import Runner
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Killer", "settle"]
 
 _LOOKS, _LOOK = 1000, 0.001
+_OF_FILES = ("runner", "times", "optional")
 
 
 class Killer:
@@ -42,23 +44,31 @@ class Killer:
         self._directory = directory
         self._watches: list[Watch] = []
 
-    def at_request(self, name: str | None, reason: str) -> None:
+    def at_request(self, exchange: Exchange, reason: str) -> None:
         """Kill the runner that makes a request, once it has taken in all that came so far.
 
         Raises:
-            EmulatorError: it is none that can be killed at a point.
+            EmulatorError: it is none that can be killed at a point; noted, as the client may hide
+                it.
         """
-        runner = _killable(self._named(name), name)
+        try:
+            runner = _killable(self._named(exchange.runner), exchange.runner)
+        except EmulatorError as error:
+            exchange.notes.append(str(error))
+            raise
         if runner.pid is not None:
             settle(runner.pid)
         runner.kill(reason)
 
-    def at_file(self, pattern: str, size: int, runner: str | None, fault: Fault) -> None:
+    def at_file(self, pattern: str, size: int, matchers: list[str], fault: Fault) -> None:
         """Kill a runner as soon as a file of this pattern is there and has so many bytes.
 
         Raises:
-            EmulatorError: there are no volumes to watch yet.
+            EmulatorError: it is no pattern of files of a runner's, or one of the matchers is of
+                requests only, or there are no volumes to watch yet.
         """
+        _check(pattern, matchers)
+        runner = fault.which.runner
         directory = self._directory()
         if directory is None:
             raise EmulatorError("kill_runner(file=...) watches a test's volumes. Call start().")
@@ -106,6 +116,20 @@ def _states(pid: int) -> list[str]:
             with suppress(OSError), open(f"/proc/{pid}/task/{task}/stat") as file:
                 found.append(file.read().rpartition(")")[2].split()[0])
     return found
+
+
+def _check(pattern: str, matchers: list[str]) -> None:
+    of_requests = [name for name in matchers if name not in _OF_FILES]
+    if of_requests:
+        raise EmulatorError(
+            f"kill_runner(file=...) strikes at a file, not at a request: leave {of_requests[0]} "
+            'out, and write for example kill_runner(file="/data/models/*", runner="runner-2").'
+        )
+    if not pattern.startswith(("/data/", "/tmp/")):
+        raise EmulatorError(
+            f"kill_runner(file={pattern!r}) takes a path in /data or /tmp as an app has it, for "
+            'example file="/data/models/*.bin".'
+        )
 
 
 def _killable(runner: Runner | None, name: str | None) -> ProcessRunner:
