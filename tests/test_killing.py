@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import threading
 import urllib.request
 
 import fal
@@ -130,6 +131,26 @@ def test_in_setup_it_is_a_startup_error(boot, fal_faults, fal_origin):
     assert boot(Loading).state == "IDLE"
 
 
+def test_at_a_gate_by_hand(boot, fal_faults, fal_origin, fal_data):
+    fal_origin.serve(URL, content=WEIGHTS)
+    gate = fal_faults.gate(after=100_000, path="/w.bin")
+    runner, errors = boot(), []
+
+    def call():
+        try:
+            runner.run(fetch)
+        except RunnerError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    gate.wait()
+    runner.kill()
+    thread.join()
+    assert errors == ["runner-1 ended (killed: by the test) before it answered run()"]
+    assert "models/w.bin" not in fal_data.tree()
+
+
 # --- at a file -----------------------------------------------------------------------------------
 
 
@@ -152,8 +173,6 @@ def test_when_a_file_is_moved_to_its_place(boot, fal_faults, fal_data):
     def move():
         pathlib.Path("/data/a.tmp").write_bytes(b"whole")
         os.rename("/data/a.tmp", "/data/a.bin")
-        import threading
-
         threading.Event().wait()
 
     fal_faults.kill_runner(file="/data/a.bin", times=1)
@@ -165,8 +184,6 @@ def test_when_a_file_is_moved_to_its_place(boot, fal_faults, fal_data):
 def test_a_file_in_tmp_costs_the_runner_whose_it_is(boot, fal_faults):
     def write():
         pathlib.Path("/tmp/scratch").write_bytes(b"x")
-        import threading
-
         threading.Event().wait()
 
     fal_faults.kill_runner(file="/tmp/scratch", times=1)

@@ -522,12 +522,14 @@ def test_the_fork_server_is_started_again_if_it_was_lost(boot, fal_emulator):
     assert boot().post("/").status_code == 200
 
 
-def test_nothing_of_200_runners_is_left(boot):
+def test_nothing_of_200_runners_is_left(boot, fal_emulator):
     boot().stop()
     before = Snapshot.take()
     for _ in range(199):
         boot().stop()
     assert before.leaks_since() == []
+    pid = fal_emulator.fork_server
+    assert pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text() == ""
 
 
 # --- what a person sees --------------------------------------------------------------------------

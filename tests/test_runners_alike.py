@@ -56,6 +56,11 @@ class Uploader(fal.App):
         thread.join()
         return Uploaded(url=urls[0])
 
+    @fal.endpoint("/caller")
+    def caller(self, input: Name) -> dict:
+        headers = get_current_app().current_request.headers
+        return {name: headers[name] for name in ("x-fal-caller-user-id", "x-fal-cdn-token")}
+
     @fal.endpoint("/who")
     def who(self, input: Name) -> dict:
         app = get_current_app()
@@ -107,6 +112,12 @@ def test_the_request_carries_what_the_gateway_adds(fal_runner):
 def test_headers_of_the_test_win_over_those_of_the_gateway(fal_runner):
     answer = fal_runner(Uploader).post("/who", json={}, headers={"x-fal-request-id": "mine"})
     assert answer.json()["request_id"] == "mine"
+
+
+def test_the_caller_and_a_token_for_its_files_come_with_a_request(fal_runner, fal_emulator):
+    answer = fal_runner(Uploader).post("/caller", json={}).json()
+    assert answer["x-fal-caller-user-id"] == "tester"
+    assert answer["x-fal-cdn-token"].startswith("emulated-")
 
 
 @pytest.mark.parametrize("path", ["/", "/async"])

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["ProcessRunner", "Services"]
 
 _APP_PORT = 8080
+#: What still holds its output open then is no process of the runner's.
+_READ_SECONDS = 5.0
 _SLOW = frozenset({"wake", "lookup", "connect"})
 _tickets = count(1)
 
@@ -228,7 +230,7 @@ class ProcessRunner(Runner):
     def _dispose(self) -> None:
         self._await_exit()
         if self._reader.ident is not None and threading.current_thread() is not self._reader:
-            self._reader.join()
+            self._reader.join(_READ_SECONDS)
         if self._channel is not None:
             self._channel.close()
         if self._http is not None:

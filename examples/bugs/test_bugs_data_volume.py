@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -213,13 +214,19 @@ class Counter(fal.App):
         Path("/data/requests.txt").write_text(str(self.requests))
 
 
+class SlowCounter(Counter):
+    def teardown(self) -> None:
+        time.sleep(6)
+        super().teardown()
+
+
 @bug(
     "P30",
     symptom="my statistics miss the last requests of some runners",
     topic=TOPIC,
     seen=None,
 )
-def test_a_killed_runner_has_no_teardown(fal_runner, fal_data):
+def test_a_killed_runner_has_no_teardown(fal_runner, fal_data, fal_clock):
     """teardown() is not called on a runner that is killed.
 
     Production: a crash, a request over its time limit or the end of the grace period (5 seconds)
@@ -231,6 +238,10 @@ def test_a_killed_runner_has_no_teardown(fal_runner, fal_data):
     runner = fal_runner(Counter)
     runner.post("/")
     runner.kill()
+    assert fal_data.tree() == []
+
+    fal_clock.freeze()
+    fal_runner(SlowCounter).stop()  # cut off after 5 seconds
     assert fal_data.tree() == []
 
     runner = fal_runner(Counter)
