@@ -22,7 +22,14 @@ from typing import Any
 from emulator.errors import EmulatorError
 from emulator.file_times import FileTimes, real_now
 
-__all__ = ["INFRASTRUCTURE", "FreezegunLink", "TimePatch", "is_infrastructure", "naive_utc"]
+__all__ = [
+    "INFRASTRUCTURE",
+    "FreezegunLink",
+    "TimePatch",
+    "is_infrastructure",
+    "naive_utc",
+    "stands_for",
+]
 
 INFRASTRUCTURE = (
     "threading",
@@ -80,6 +87,11 @@ def naive_utc(nanoseconds: int) -> datetime.datetime:
     It is a real ``datetime.datetime`` also while freezegun has replaced that name.
     """
     return _Real.epoch + datetime.timedelta(microseconds=nanoseconds // 1000)
+
+
+def stands_for(thing: object) -> Any:
+    """The function that one of ours has replaced; None where it is none of ours."""
+    return getattr(thing, _STANDS_FOR, None) if isinstance(thing, types.FunctionType) else None
 
 
 def is_infrastructure(module: str) -> bool:

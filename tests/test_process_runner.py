@@ -409,6 +409,18 @@ def test_times_that_were_set_by_hand_are_the_same_in_both(boot, fal_clock, fal_d
     assert os.stat("/data/touched").st_mtime == pytest.approx(moment)
 
 
+def test_functions_that_a_moved_clock_replaces_can_be_sent(boot, fal_clock, fal_data):
+    runner = boot()
+    fal_clock.freeze()
+    fal_clock.advance(days=9)
+    fal_data.write("a", b"1")
+    moment = (fal_clock.now() - timedelta(days=3)).timestamp()
+    runner.run(os.utime, "/data/a", (moment, moment))
+    assert runner.run(os.stat, "/data/a").st_mtime == os.stat("/data/a").st_mtime
+    assert os.stat("/data/a").st_mtime == pytest.approx(moment)
+    assert runner.run(time.time) == pytest.approx(fal_clock.now().timestamp())
+
+
 # --- its end -------------------------------------------------------------------------------------
 
 

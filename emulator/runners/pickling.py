@@ -8,6 +8,7 @@ side uses.
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 import types
@@ -18,6 +19,7 @@ from typing import Any
 import cloudpickle
 
 from emulator.errors import EmulatorError
+from emulator.timepatch import stands_for
 
 __all__ = ["Sender", "by_value", "dumps"]
 
@@ -105,6 +107,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if number is not None and self._has(number):
                 return _class_of, (number,)
             self._seen.append(thing)
+        elif (real := stands_for(thing)) is not None:
+            return _function_of, (real.__module__, real.__name__)
         elif isinstance(thing, types.CodeType):
             return _code_of, (thing.co_filename, *_private("_code_reduce")(thing)[:2])
         return super().reducer_override(thing)
@@ -121,6 +125,11 @@ def _code_of(file: str, make: Callable[..., types.CodeType], arguments: Any) -> 
     Tracebacks show its lines by it, and coverage counts them.
     """
     return make(*arguments).replace(co_filename=file)
+
+
+def _function_of(module: str, name: str) -> Any:
+    """What the other side has in the place of a function that a moved clock replaces."""
+    return getattr(importlib.import_module("os" if module == "posix" else module), name)
 
 
 def _class_of(number: str) -> type:
