@@ -8,67 +8,12 @@ import threading
 
 import fal
 import pytest
+from apps import Clinging, Name, Other, Uploaded, Uploader
 from fal.ref import get_current_app
 from fal.toolkit import File
 from leaks import Snapshot, patched_attributes
-from pydantic import BaseModel
 
 from emulator.errors import EmulatorError
-
-
-class Name(BaseModel):
-    name: str = "x.txt"
-
-
-class Uploaded(BaseModel):
-    url: str
-
-
-class Uploader(fal.App):
-    def setup(self):
-        self.states = [os.environ["FAL_RUNNER_STATE"]]
-
-    @fal.endpoint("/")
-    def upload(self, input: Name) -> Uploaded:
-        return Uploaded(url=File.from_bytes(b"bytes", file_name=input.name).url)
-
-    @fal.endpoint("/async")
-    async def upload_async(self, input: Name) -> Uploaded:
-        return Uploaded(url=(await File.from_bytes_async(b"bytes", file_name=input.name)).url)
-
-    @fal.endpoint("/thread")
-    def upload_in_a_thread_of_its_own(self, input: Name) -> Uploaded:
-        urls = []
-        thread = threading.Thread(
-            target=lambda: urls.append(File.from_bytes(b"bytes", file_name=input.name).url)
-        )
-        thread.start()
-        thread.join()
-        return Uploaded(url=urls[0])
-
-    @fal.endpoint("/who")
-    def who(self, input: Name) -> dict:
-        app = get_current_app()
-        request = app.current_request
-        return {
-            "is_me": app is self,
-            "app": app.__class__.__name__,
-            "isinstance": isinstance(app, Uploader),
-            "request_id": request.request_id,
-            "endpoint": request.endpoint,
-            "state": os.environ["FAL_RUNNER_STATE"],
-        }
-
-
-class Other(fal.App):
-    @fal.endpoint("/who")
-    def who(self, input: Name) -> dict:
-        app = get_current_app()
-        return {"app": app.__class__.__name__, "request_id": app.current_request.request_id}
-
-    @fal.endpoint("/")
-    def upload(self, input: Name) -> Uploaded:
-        return Uploaded(url=File.from_bytes(b"other", file_name=input.name).url)
 
 
 def test_requests_of_two_runners_at_the_same_time_keep_their_contexts(fal_runner, fal_cdn):
@@ -113,15 +58,6 @@ def test_the_test_itself_is_on_no_runner(fal_runner, fal_cdn):
 def test_there_is_no_current_app_after_the_last_runner(fal_runner):
     fal_runner(Uploader).stop()
     assert get_current_app() is None
-
-
-class Clinging(fal.App):
-    @fal.endpoint("/")
-    def f(self) -> dict:
-        return {}
-
-    def teardown(self):
-        raise ValueError("cannot let go")
 
 
 def test_runners_in_threads_cannot_have_different_values_of_a_variable(fal_runner):

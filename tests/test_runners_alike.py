@@ -13,9 +13,8 @@ import threading
 import fal
 import httpx
 import pytest
+from apps import Clinging, Name, Other, Uploader
 from fal.ref import get_current_app
-from fal.toolkit import File
-from pydantic import BaseModel
 
 from emulator.errors import EmulatorError
 from emulator.runners.runner import RunnerError
@@ -24,66 +23,6 @@ from emulator.runners.runner import RunnerError
 @pytest.fixture(params=["thread", "process"])
 def fal_runner(request, fal_emulator):
     return functools.partial(fal_emulator.runner, isolation=request.param)
-
-
-class Name(BaseModel):
-    name: str = "x.txt"
-
-
-class Uploaded(BaseModel):
-    url: str
-
-
-class Uploader(fal.App):
-    def setup(self):
-        self.states = [os.environ["FAL_RUNNER_STATE"]]
-
-    @fal.endpoint("/")
-    def upload(self, input: Name) -> Uploaded:
-        return Uploaded(url=File.from_bytes(b"bytes", file_name=input.name).url)
-
-    @fal.endpoint("/async")
-    async def upload_async(self, input: Name) -> Uploaded:
-        return Uploaded(url=(await File.from_bytes_async(b"bytes", file_name=input.name)).url)
-
-    @fal.endpoint("/thread")
-    def upload_in_a_thread_of_its_own(self, input: Name) -> Uploaded:
-        urls = []
-        thread = threading.Thread(
-            target=lambda: urls.append(File.from_bytes(b"bytes", file_name=input.name).url)
-        )
-        thread.start()
-        thread.join()
-        return Uploaded(url=urls[0])
-
-    @fal.endpoint("/caller")
-    def caller(self, input: Name) -> dict:
-        headers = get_current_app().current_request.headers
-        return {name: headers[name] for name in ("x-fal-caller-user-id", "x-fal-cdn-token")}
-
-    @fal.endpoint("/who")
-    def who(self, input: Name) -> dict:
-        app = get_current_app()
-        request = app.current_request
-        return {
-            "is_me": app is self,
-            "app": app.__class__.__name__,
-            "isinstance": isinstance(app, Uploader),
-            "request_id": request.request_id,
-            "endpoint": request.endpoint,
-            "state": os.environ["FAL_RUNNER_STATE"],
-        }
-
-
-class Other(fal.App):
-    @fal.endpoint("/who")
-    def who(self, input: Name) -> dict:
-        app = get_current_app()
-        return {"app": app.__class__.__name__, "request_id": app.current_request.request_id}
-
-    @fal.endpoint("/")
-    def upload(self, input: Name) -> Uploaded:
-        return Uploaded(url=File.from_bytes(b"other", file_name=input.name).url)
 
 
 def test_a_booted_app_is_idle_and_healthy(fal_runner):
@@ -281,15 +220,6 @@ def test_the_end_of_a_test_shuts_its_runners_down(pytester):
     result = pytester.runpytest_subprocess("-p", "no:randomly", "-s")
     result.assert_outcomes(passed=1)
     assert "torn down" in result.stderr.str()
-
-
-class Clinging(fal.App):
-    @fal.endpoint("/")
-    def f(self) -> dict:
-        return {}
-
-    def teardown(self):
-        raise ValueError("cannot let go")
 
 
 def test_an_error_in_teardown_is_raised_by_stop(fal_runner):
