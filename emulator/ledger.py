@@ -58,6 +58,8 @@ class Event:
     at: datetime
     kind: str
     text: str
+    #: As fal's own API names it, where it does: ``"runner_started"`` [§4.1].
+    category: str | None = None
 
 
 class Ledger:
@@ -104,9 +106,9 @@ class Ledger:
             self.exchanges.append(exchange)
         return exchange
 
-    def event(self, kind: str, text: str) -> None:
+    def event(self, kind: str, text: str, category: str | None = None) -> None:
         """Record something else that happened, at the present virtual time."""
-        self.events.append(Event(self._now(), kind, text))
+        self.events.append(Event(self._now(), kind, text, category))
 
     def requests(
         self, host: str | None = None, method: str | None = None, path: str | None = None

@@ -31,6 +31,49 @@ class Plain(fal.App):
         return {"answer": 42}
 
 
+# --- states and events ----------------------------------------------------------------------------
+
+
+class Broken(Plain):
+    def setup(self):
+        raise ValueError("no weights")
+
+
+def categories(fal_ledger):
+    return [event.category for event in fal_ledger.events if event.category]
+
+
+def test_events_are_named_as_in_the_platforms_api(fal_runner, fal_ledger):
+    fal_runner(Plain).stop()
+    assert categories(fal_ledger) == [
+        "runner_pending",
+        "runner_setup",
+        "runner_started",
+        "runner_draining",
+        "runner_stopping",
+        "runner_finished",
+    ]
+
+
+def test_a_killed_runner_has_failed(fal_runner, fal_ledger):
+    fal_runner(Plain).kill()
+    assert categories(fal_ledger)[-1] == "runner_failed"
+
+
+def test_one_that_does_not_come_up_is_a_startup_failure(fal_runner, fal_ledger):
+    with pytest.raises(ValueError, match="no weights"):
+        fal_runner(Broken)
+    assert categories(fal_ledger) == ["runner_pending", "runner_setup", "runner_startup_failure"]
+
+
+def test_an_app_with_an_image_of_its_own_is_pulled_first(fal_runner, fal_ledger):
+    class Contained(Plain):
+        image = fal.ContainerImage.from_dockerfile_str("FROM python:3.11")
+
+    fal_runner(Contained)
+    assert categories(fal_ledger)[:3] == ["runner_pending", "runner_docker_pull", "runner_setup"]
+
+
 # --- start-up ------------------------------------------------------------------------------------
 
 

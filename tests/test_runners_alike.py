@@ -280,6 +280,7 @@ def test_a_runner_that_ended_takes_no_more_requests(fal_runner):
 def test_the_events_of_its_life_are_in_the_ledger(fal_runner, fal_ledger):
     fal_runner(Uploader).stop()
     assert [event.text for event in fal_ledger.events] == [
+        "runner-1 PENDING",
         "runner-1 SETUP",
         "runner-1 IDLE",
         "runner-1 DRAINING",

@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["Runners"]
 
 _ISOLATIONS = ("thread", "process")
+_CATEGORIES = {
+    "PENDING": "runner_pending",
+    "DOCKER_PULL": "runner_docker_pull",
+    "SETUP": "runner_setup",
+    "IDLE": "runner_started",
+    "DRAINING": "runner_draining",
+    "TERMINATING": "runner_stopping",
+}
 
 
 class Runners:
@@ -270,7 +278,7 @@ class Runners:
     def _changed(self, runner: Runner, state: str) -> None:
         """A runner's life went on (called from its thread or the test's)."""
         if state not in ("request", "END"):
-            self._ledger.event("runner", f"{runner.name} {state}")
+            self._ledger.event("runner", f"{runner.name} {state}", _category(runner, state))
         if isinstance(runner, ThreadRunner):
             self._thread_changed(runner, state)
         elif state == "SETUP":
@@ -339,6 +347,15 @@ class Runners:
         if parsed.error is None or parsed.error[0] != 400:
             return None  # whether the gateway looks at the numbers is not known; uploads do
         return httpx.Response(400, json={"detail": parsed.error[1]}, request=request)
+
+
+def _category(runner: Runner, state: str) -> str:
+    """What the Platform API calls the event [§4.1]."""
+    if state == "TERMINATED":
+        if not runner.was_up:
+            return "runner_startup_failure"
+        return "runner_finished" if runner.end is None else "runner_failed"
+    return _CATEGORIES[state]
 
 
 def _nobody(name: str) -> None:

@@ -37,8 +37,17 @@ __all__ = [
     "Surroundings",
 ]
 
-#: The states of platform facts §4.1 that a runner of its own goes through.
-State = Literal["SETUP", "IDLE", "RUNNING", "DRAINING", "TERMINATING", "TERMINATED"]
+#: The states of platform facts §4.1; CRASH_BACKOFF is one of a fleet.
+State = Literal[
+    "PENDING",
+    "DOCKER_PULL",
+    "SETUP",
+    "IDLE",
+    "RUNNING",
+    "DRAINING",
+    "TERMINATING",
+    "TERMINATED",
+]
 Result = TypeVar("Result")
 
 _FINISH_SECONDS = 10.0
@@ -96,7 +105,9 @@ class Runner(abc.ABC):
         #: This runner's ``/tmp``. Emptied when it shuts down.
         self.tmp: Volume = around.disk.tmp
         self._around = around
-        self._life: State = "SETUP"
+        self._life: State = "PENDING"
+        #: Whether its app was ever set up.
+        self.was_up = False
         #: How it ended, where it did not end in order: ``"killed: it answered 503"``,
         #: ``"crashed: its process ended by SIGSEGV"``.
         self.end: str | None = None
@@ -185,6 +196,9 @@ class Runner(abc.ABC):
         alarm = self._around.clock.on(limit, lambda: self.kill(reason))
         if self._around.in_fleet:  # which keeps the time
             alarm.cancel()
+        self._move("PENDING")
+        if self.app_class.host_kwargs.get("kind") == "container":  # type: ignore[attr-defined]
+            self._move("DOCKER_PULL")
         try:
             self._boot()
             self._ready.result()
@@ -294,6 +308,7 @@ class Runner(abc.ABC):
             if self.end is not None or self._finisher is not None:
                 return  # what still runs of it does not bring it back
             self._life = state
+            self.was_up = self.was_up or state == "IDLE"
         self._around.changed(self, state)
 
     def _startup_error(self) -> StartupError:
