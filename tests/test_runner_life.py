@@ -15,6 +15,7 @@ import fal
 import httpx
 import pytest
 from fal.app import AppClient
+from fal.exceptions import AppException
 from fastapi import Response
 
 from emulator.runners.runner import RunnerError, StartupError
@@ -121,6 +122,21 @@ def test_the_accounts_startup_timeout_is_a_setting(fal_runner, fal_clock):
     assert fal_runner(SlowToStart).state == "IDLE"
 
 
+def let_go(runner, fal_data):
+    """A thread cannot be ended: let the stuck endpoint of a killed one come to its end."""
+    fal_data.write("go", b"")
+    if runner.isolation == "thread" and "began" in fal_data.tree():
+        wait_for("gone", fal_data)
+
+
+def wait_for(file, fal_data):
+    for _ in range(1000):
+        if file in fal_data.tree():
+            return
+        threading.Event().wait(0.01)  # in real time
+    raise TimeoutError(file)
+
+
 # --- requests that take too long -----------------------------------------------------------------
 
 
@@ -139,8 +155,10 @@ class SlowToAnswer(fal.App):
 
     @fal.endpoint("/stuck")
     def stuck(self) -> dict:
+        pathlib.Path("/data/began").touch()
         while not os.path.exists("/data/go"):
             threading.Event().wait(0.01)  # in real time
+        pathlib.Path("/data/gone").touch()
         return {}
 
     @fal.endpoint("/quick")
@@ -190,11 +208,10 @@ def test_moving_the_clock_past_request_timeout_kills_while_the_app_is_at_work(
 
     thread = threading.Thread(target=call)
     thread.start()
-    while runner.state != "RUNNING":
-        pass
+    wait_for("began", fal_data)
     fal_clock.advance(seconds=31)
     thread.join()
-    fal_data.write("go", b"")  # a thread cannot be ended
+    let_go(runner, fal_data)
     assert runner.state == "TERMINATED"
     assert "request_timeout (30 s)" in errors[0]
 
@@ -207,7 +224,7 @@ def test_on_a_running_clock_the_time_out_is_real(fal_runner, fal_data):
     runner = fal_runner(Stuck)
     with pytest.raises(RunnerError, match=r"request_timeout \(0.05 s\)"):
         runner.post("/stuck")
-    fal_data.write("go", b"")
+    let_go(runner, fal_data)
 
 
 # --- answers that end a runner -------------------------------------------------------------------
@@ -224,11 +241,11 @@ class Answering(fal.App):
 
     @fal.endpoint("/unavailable")
     def unavailable(self) -> dict:
-        raise fal.exceptions.AppException("no memory", 503)
+        raise AppException("no memory", 503)
 
     @fal.endpoint("/refuse")
     def refuse(self) -> dict:
-        raise fal.exceptions.AppException("not that", 422)
+        raise AppException("not that", 422)
 
     @fal.endpoint("/stop")
     def stop(self) -> Response:
@@ -377,11 +394,10 @@ def test_a_kill_loses_the_requests_in_flight(fal_runner, fal_data):
 
     thread = threading.Thread(target=call)
     thread.start()
-    while runner.state != "RUNNING":
-        pass
+    wait_for("began", fal_data)
     runner.kill()
     thread.join()
-    fal_data.write("go", b"")
+    let_go(runner, fal_data)
     assert errors == ["runner-1 ended (killed: by the test) before it answered POST /stuck"]
 
 

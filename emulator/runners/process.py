@@ -88,6 +88,7 @@ class ProcessRunner(Runner):
         self._reader = threading.Thread(target=self._read, name=f"fal-{name}", daemon=True)
         self._http: httpx.HTTPTransport | None = None
         self._failure: BaseException | None = None
+        self._told_all = threading.Event()
         #: Its process id, once it has one.
         self.pid: int | None = None
         #: What it ended with, negative for a signal; None while it lives.
@@ -248,7 +249,8 @@ class ProcessRunner(Runner):
     def _read(self) -> None:
         """Read what it prints and what it asks for, until both are closed."""
         assert self._channel is not None
-        sources = {self._channel.fileno(): self._channel.step}
+        channel = self._channel.fileno()
+        sources = {channel: self._channel.step}
         sources[self._transcript.descriptor] = self._transcript.read
         poller = select.poll()
         for descriptor in sources:
@@ -258,6 +260,8 @@ class ProcessRunner(Runner):
                 if not sources[descriptor]():
                     poller.unregister(descriptor)
                     del sources[descriptor]
+                    if descriptor == channel:
+                        self._told_all.set()
 
     def _listening(self, port: int, real: int) -> None:
         if port == _APP_PORT:
@@ -279,6 +283,7 @@ class ProcessRunner(Runner):
 
     def _exited(self, code: int) -> None:
         """Its process has ended (called by the fork server's reader)."""
+        self._told_all.wait(_READ_SECONDS)  # the last that it said may not have been read yet
         self.exit_code = code
         died = self._life in ("SETUP", "IDLE") and self.end is None and self._failure is None
         if died:

@@ -13,6 +13,8 @@ from fal.toolkit import File
 from gallery import bug
 from pydantic import BaseModel
 
+from emulator.errors import EmulatorError
+
 TOPIC = "Apps that work until they are deployed"
 
 
@@ -176,6 +178,43 @@ def test_a_worker_process_knows_the_request_it_was_started_in(fal_runner, fal_cd
 
     assert fal_cdn.info(url).request_id == "first"
     assert fal_cdn.info(url).lifecycle == {"expiration_duration_seconds": 3600}
+
+
+@bug(
+    "N13",
+    symptom="fal deploy fails: could not pickle object as excessively deep recursion required",
+    topic=TOPIC,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_an_app_that_refers_to_the_whole_sdk_may_not_be_picklable(fal_runner):
+    """A method that says fal.something cannot be pickled once fal.workflows was imported.
+
+    Production: an app cannot be deployed any more since some other file imports fal.workflows; the
+        error names neither.
+    Expected: what else is imported makes no difference.
+    Happens: the SDK goes along by value, and a method that refers to the module fal takes with it
+        all that has been imported of it. A workflow's nodes answer whatever they are asked for,
+        without an end.
+    Avoid: import by name what a method needs of the SDK, not the SDK.
+    """
+    import fal.workflows
+
+    class Version(fal.App):
+        @fal.endpoint("/")
+        def version(self) -> dict:
+            return {"version": fal.__version__}
+
+    with pytest.raises(EmulatorError, match="excessively deep recursion"):
+        fal_runner(Version, isolation="process")
+
+    version = fal.__version__
+
+    class ByName(fal.App):
+        @fal.endpoint("/")
+        def version(self) -> dict:
+            return {"version": version}
+
+    assert fal_runner(ByName, isolation="process").post("/").json() == {"version": version}
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
