@@ -117,3 +117,11 @@ def test_nothing_of_200_runners_is_left(fal_runner):
     for _ in range(199):
         fal_runner(Uploader).stop()
     assert before.leaks_since() == []
+
+
+def test_the_end_of_a_runner_is_not_that_of_one_with_the_same_number(fal_runner, fal_ledger):
+    one, two = fal_runner(Uploader), fal_runner(Uploader)
+    one.namespace = two.namespace  # as the kernel numbers namespaces: anew, once one is gone
+    one.stop()
+    two.post("/", json={})
+    assert {exchange.runner for exchange in fal_ledger.requests(method="PUT")} == {"runner-2"}

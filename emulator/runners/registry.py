@@ -296,7 +296,9 @@ class Runners:
             self._publish()
         elif state in ("END", "TERMINATED"):
             # Both: the thread of a killed runner may not end, in a blocking endpoint.
-            self._alive.pop(runner.namespace or 0, None)
+            # The kernel gives the number of a namespace that is gone to the next one.
+            if self._alive.get(runner.namespace or 0) is runner:
+                del self._alive[runner.namespace or 0]
             self._publish()
             if state == "TERMINATED":
                 self._leave_after_the_last()
