@@ -195,7 +195,6 @@ class ProcessRunner(Runner):
     def _boot_order(self, number: int) -> Boot:
         return Boot(
             ticket=next(_tickets),
-            name=self.name,
             namespace=number,
             environment={**os.environ, **self._around.environment},
             path=list(sys.path),

@@ -66,7 +66,6 @@ class Boot:
     """
 
     ticket: int
-    name: str
     #: The number of its mount namespace.
     namespace: int
     environment: dict[str, str]
