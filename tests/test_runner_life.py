@@ -122,6 +122,22 @@ def test_the_accounts_startup_timeout_is_a_setting(fal_runner, fal_clock):
     assert fal_runner(SlowToStart).state == "IDLE"
 
 
+def get_stuck(runner, fal_data):
+    """A request in a thread, once it is being handled, and what it will raise."""
+    errors = []
+
+    def call():
+        try:
+            runner.post("/stuck")
+        except RunnerError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    wait_for("began", fal_data)
+    return thread, errors
+
+
 def let_go(runner, fal_data):
     """A thread cannot be ended: let the stuck endpoint of a killed one come to its end."""
     fal_data.write("go", b"")
@@ -198,17 +214,7 @@ def test_moving_the_clock_past_request_timeout_kills_while_the_app_is_at_work(
 ):
     fal_clock.freeze()
     runner = fal_runner(SlowToAnswer)
-    errors = []
-
-    def call():
-        try:
-            runner.post("/stuck")
-        except RunnerError as error:
-            errors.append(str(error))
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    wait_for("began", fal_data)
+    thread, errors = get_stuck(runner, fal_data)
     fal_clock.advance(seconds=31)
     thread.join()
     let_go(runner, fal_data)
@@ -384,17 +390,7 @@ def test_a_teardown_within_the_apps_own_grace_period_is_not_cut_off(
 
 def test_a_kill_loses_the_requests_in_flight(fal_runner, fal_data):
     runner = fal_runner(SlowToAnswer)
-    errors = []
-
-    def call():
-        try:
-            runner.post("/stuck")
-        except RunnerError as error:
-            errors.append(str(error))
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    wait_for("began", fal_data)
+    thread, errors = get_stuck(runner, fal_data)
     runner.kill()
     thread.join()
     let_go(runner, fal_data)

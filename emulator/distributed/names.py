@@ -213,12 +213,7 @@ class NameOperations:
         name = protocol.names(bytes(request.data))[0]
         if self.tree.look(folder, name, self.place) is None:
             raise failure(errno.ENOENT)
-        history = self.tree.history(folder, name)
-        item = self.tree.live(folder, name)
-        if item is not None:
-            self._take_away(item, folder, name)
-        self.tree.record(history, None, self.place)
-        return b""
+        return self._remove(folder, name)
 
     def remove_folder(self, request: Request) -> bytes:
         """RMDIR: empty for this runner, and really."""
@@ -231,6 +226,9 @@ class NameOperations:
             raise failure(errno.ENOTDIR)
         if self.tree.names(seen, self.place):
             raise failure(errno.ENOTEMPTY)
+        return self._remove(folder, name)
+
+    def _remove(self, folder: Folder, name: bytes) -> bytes:
         history = self.tree.history(folder, name)
         item = self.tree.live(folder, name)
         if item is not None:

@@ -76,13 +76,15 @@ class RemoteResolver(Resolver):
         real(sock, (loopback, 0 if mapped else address[1], *address[2:]))
         return int(address[1]) if mapped else None
 
-    def _addresses(self, name: str) -> tuple[str, ...] | None:
+    def lookup(self, name: str) -> tuple[str, ...] | None:
+        """As the test's process says."""
         if not self._installed or is_local(name):
             return None
         found: tuple[str, ...] | None = self._ask("lookup", name)
         return found
 
-    def _admits(self, host: str, port: int, kind: int) -> bool:
+    def admits(self, host: str, port: int, kind: int) -> bool:
+        """As the test's process says."""
         return bool(self._ask("connect", host, port, kind))
 
     def _connect_for_real(

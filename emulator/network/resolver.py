@@ -109,24 +109,6 @@ class Resolver:
             return ()
         return self._chosen.get(name) or (self._allot(name),)
 
-    def lookup(self, name: str) -> tuple[str, ...] | None:
-        """The emulated addresses of a name, for another process; None: it is a real one.
-
-        Raises:
-            UnknownNameError: nothing answers for it.
-            socket.gaierror: what a fault raises.
-        """
-        return self._addresses(name)
-
-    def admits(self, host: str, port: int, kind: int) -> bool:
-        """Whether a connection of another process goes to the wire; False: it is let through.
-
-        Raises:
-            UnknownHostError: nothing answers there.
-            OSError: what a fault raises.
-        """
-        return self._admits(host, port, kind)
-
     # --- what stands in for socket's functions ---------------------------------------------------
 
     def install(self) -> None:
@@ -187,7 +169,7 @@ class Resolver:
         name = _text(host)
         if name is None or _is_address(name):
             return list(real(host, port, family, type, proto, flags))
-        addresses = self._addresses(name)
+        addresses = self.lookup(name)
         if addresses is None:
             found = list(real(host, port, family, type, proto, flags))
             self._real_addresses.update(str(info[4][0]) for info in found)
@@ -210,18 +192,23 @@ class Resolver:
 
     def _gethostbyname(self, host: Any) -> str:
         name = _text(host) or ""
-        addresses = None if _is_address(name) else self._addresses(name)
+        addresses = None if _is_address(name) else self.lookup(name)
         return str(self._real["gethostbyname"](host)) if addresses is None else addresses[0]
 
     def _gethostbyname_ex(self, host: Any) -> Any:
         name = _text(host) or ""
-        addresses = None if _is_address(name) else self._addresses(name)
+        addresses = None if _is_address(name) else self.lookup(name)
         return (
             self._real["gethostbyname_ex"](host) if addresses is None else (name, [], [*addresses])
         )
 
-    def _addresses(self, name: str) -> tuple[str, ...] | None:
-        """The emulated addresses of a name; None: ask the real resolver."""
+    def lookup(self, name: str) -> tuple[str, ...] | None:
+        """The emulated addresses of a name; None: ask the real resolver.
+
+        Raises:
+            UnknownNameError: nothing answers for it.
+            socket.gaierror: what a fault raises.
+        """
         name = name.lower().rstrip(".")
         if not self._installed:
             return None
@@ -251,11 +238,11 @@ class Resolver:
         if not _is_address(host):
             family, kind = sock.family, sock.type
             host = str(self._getaddrinfo(host, port, family, kind)[0][4][0])
-        if not is_local(host) and self._admits(host, port, sock.type):
+        if not is_local(host) and self.admits(host, port, sock.type):
             return self._connect_to_wire(real, sock, host, port)
         return self._connect_for_real(real, sock, (host, *address[1:]))
 
-    def _admits(self, host: str, port: int, kind: int) -> bool:
+    def admits(self, host: str, port: int, kind: int) -> bool:
         """Whether a connection to this address goes to the wire; False: it is let through.
 
         Raises:

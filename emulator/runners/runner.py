@@ -10,8 +10,10 @@ import abc
 import concurrent.futures
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import httpx
@@ -89,6 +91,18 @@ class Surroundings:
     intercept: Callable[[Any, httpx.Request], httpx.Response | None]
     limits: Limits
     in_fleet: bool = False
+
+    @contextmanager
+    def within(self, limit: timedelta, time_out: Callable[[], None]) -> Iterator[None]:
+        """Have something done if this block is not over by then; a deployment keeps its time."""
+        if self.in_fleet:
+            yield
+            return
+        alarm = self.clock.on(limit, time_out)
+        try:
+            yield
+        finally:
+            alarm.cancel()
 
 
 class Runner(abc.ABC):
@@ -193,22 +207,19 @@ class Runner(abc.ABC):
         """
         limit = self._around.limits.startup_timeout
         reason = f"its start took longer than startup_timeout ({limit.total_seconds():g} s)"
-        alarm = self._around.clock.on(limit, lambda: self.kill(reason))
-        if self._around.in_fleet:  # which keeps the time
-            alarm.cancel()
         self._move("PENDING")
         if self.app_class.host_kwargs.get("kind") == "container":  # type: ignore[attr-defined]
             self._move("DOCKER_PULL")
         try:
-            self._boot()
-            self._ready.result()
+            with self._around.within(limit, lambda: self.kill(reason)):
+                self._boot()
+                self._ready.result()
         except BaseException as error:
             self._finish()
             if self.end is not None or isinstance(error, RunnerKilled):
                 raise self._startup_error() from None
             raise
         finally:
-            alarm.cancel()
             self._show()
         self._supervision.begin()
 
@@ -288,14 +299,16 @@ class Runner(abc.ABC):
             self._await_end()
             return
         self._life = "TERMINATED"
-        if self._client is not None:
-            self._client.close()
-        self._supervision.end()
-        self._dispose()
-        self._show()
-        self._around.changed(self, "TERMINATED")
-        self._around.disk.discard()
-        self._is_over.set()
+        try:
+            if self._client is not None:
+                self._client.close()
+            self._supervision.end()
+            self._dispose()
+            self._show()
+            self._around.changed(self, "TERMINATED")
+            self._around.disk.discard()
+        finally:
+            self._is_over.set()
 
     def _await_end(self) -> None:
         """Somebody else is ending it."""

@@ -86,20 +86,17 @@ class Supervision:
                 seconds = f"{limit.total_seconds():g} s"
                 self._runner.kill(f"a request took longer than request_timeout ({seconds})")
 
-        alarm = self._clock.on(limit, time_out)
-        if self._around.in_fleet:  # which keeps the time; not in real time, though
-            alarm.cancel()
-        timer = self._real_timer(limit, time_out)
+        timer = self._real_timer(limit, time_out)  # of a deployment too, which has only the clock
         self._count(1)
         try:
-            yield
+            with self._around.within(limit, time_out):
+                yield
         except EmulatorError:
             if self._runner.end is not None:
                 self._runner.stop()  # it has ended: what is left to do of it
             raise
         finally:
             is_over.set()
-            alarm.cancel()
             if timer is not None:
                 timer.cancel()
             self._count(-1)
