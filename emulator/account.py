@@ -9,38 +9,29 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import httpx
 import respx
 
 from emulator.clock import Clock
 from emulator.distributed.data import DistributedData
 from emulator.environment import Environment
-from emulator.errors import EmulatorError, UnknownHostError
+from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
 from emulator.identity import Identities
-from emulator.ledger import Exchange, Ledger
-from emulator.network.aiohttp_context import AiohttpContext
-from emulator.network.bodies import CutShortError
-from emulator.network.fault import Fault, Stage
+from emulator.ledger import Ledger
 from emulator.network.faults import Faults
-from emulator.network.httpx_entrance import HttpxEntrance
-from emulator.network.matching import Connection
-from emulator.network.peer import Peer
-from emulator.network.reply import Body
-from emulator.network.resolver import Resolver, is_local
+from emulator.network.network import Network
+from emulator.network.resolver import Resolver
 from emulator.network.router import Router
 from emulator.network.routes import Routes
 from emulator.network.trust import Authority
-from emulator.network.urllib_entrance import UrllibEntrance
-from emulator.network.wire import Abort, Stall, Wire
 from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
@@ -94,7 +85,6 @@ class Emulator:
         self.faults = Faults(self.clock.sleep)
         self._routes = Routes()
         self._identities = Identities(self.clock.now)
-        self._router = Router(self.ledger, self._routes, self.faults)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
         self._gateway = Gateway(
@@ -137,7 +127,7 @@ class Emulator:
     @property
     def resolver(self) -> Resolver:
         """Names and their addresses."""
-        return self._resolver
+        return self._network.resolver
 
     def runner(
         self,
@@ -225,7 +215,7 @@ class Emulator:
         try:
             # The first time only. Its threads see what this one sees now: a side effect of a user's
             # route that writes to /data, called on one of them, must not find the host's.
-            self._wire.start()
+            self._network.wire.start()
             self._reset_state()
             self._limit_volumes()
             self._surround()
@@ -241,12 +231,7 @@ class Emulator:
             self._sdk.save(self._environment.home)
             undo.callback(self._environment.leave)
             self._environment.enter(certificate)
-            for entrance in (self._httpx, self._urllib, self._resolver):
-                undo.callback(entrance.uninstall)
-                entrance.install()
-            undo.callback(self._aiohttp.uninstall)
-            self._aiohttp.install(certificate)
-            undo.callback(self._wire.close_connections)
+            self._network.enter(certificate, undo)
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self.clock.reset)
             undo.callback(self._between.stop)
@@ -287,7 +272,7 @@ class Emulator:
         if self._prepared:
             self._prepared = False
             self._runners.close()
-            self._wire.stop()
+            self._network.wire.stop()
             self._store.close()
             for path in (self._bundle, self._certificate_file):
                 if os.path.exists(path):
@@ -313,7 +298,6 @@ class Emulator:
         os.makedirs(home, exist_ok=True)
         self._environment = Environment(home)
         self._disk.keep_visible(self._visible)
-        self._wire = Wire(self._answer_wire, self._authority)
         self._spill = os.path.join(self._root, "objects")
         os.makedirs(self._spill, exist_ok=True)
         self._store = ObjectStore(self._spill, now=self.clock.now)
@@ -323,38 +307,26 @@ class Emulator:
         self._runners = Runners(
             self._disk, self.ledger, self._identities, settings, self.clock, self._between.place
         )
-        self._runners.ended = self._gateway.runner_ended
-        self._connect_network()
+        router = Router(self.ledger, self._routes, self.faults)
+        router.before_request = self.clock.keep_appointments
+        self._network = Network(self._authority, router, self._runners, settings)
+        self._connect()
         self._prepared = True
 
-    def _connect_network(self) -> None:
-        router = self._router
-        router.hosts = [
+    def _connect(self) -> None:
+        """Let the parts know each other."""
+        runners = self._runners
+        self._network.router.hosts = [
             self.origin,
-            RestHost(self._cdn, self._identities, self._runners.is_outside_of_requests),
+            RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
-            RunnerHost(self._runners.named),
+            RunnerHost(runners.named),
         ]
-        router.lets_through = self._lets_through
-        self._resolver = Resolver(
-            self._wire,
-            router.answers,
-            self._lets_through,
-            self._report_refusal,
-            self._runners.number_here,
-        )
-        self._resolver.before_lookup = self._strike_lookup
-        self._resolver.before_connect = self._strike_connection
-        self._wire.flaw_of = self._strike_handshake
-        router.addresses = self._resolver.addresses
-        self._runners.connect(self._wire, self._resolver)
-        router.before_request = self.clock.keep_appointments
-        self._httpx = HttpxEntrance(self._answer_with("httpx"), router.passes)
-        self._urllib = UrllibEntrance(self._answer_with("urllib"), router.passes)
-        self._aiohttp = AiohttpContext()
-        self.clock.volumes = self._runners.backings
+        runners.ended = self._gateway.runner_ended
+        runners.connect(self._network.wire, self._network.resolver)
+        self.clock.volumes = runners.backings
         self.faults.killer = Killer(
-            self._runners.named, self._runners.newest_process, lambda: self._disk.directory
+            runners.named, runners.newest_process, lambda: self._disk.directory
         )
 
     def _reset_state(self) -> None:
@@ -364,10 +336,9 @@ class Emulator:
         self.faults.reset()
         self._routes.reset()
         self._identities.reset()
-        self._resolver.reset()
+        self._network.reset()
         self._runners.reset()
         self._gateway.reset()
-        self._wire.errors.clear()
 
     def _limit_volumes(self) -> None:
         if self.settings.data_size is not None:
@@ -383,85 +354,6 @@ class Emulator:
             self._authority.write_bundle(self._bundle)
         return self._bundle
 
-    def _lets_through(self, host: str) -> bool:
-        allowed = self.settings.allow_hosts
-        return is_local(host) or host in allowed or self._routes.passes_through(host)
-
-    def _answer_with(self, client: str) -> Callable[[httpx.Request], httpx.Response]:
-        def answer(request: httpx.Request) -> httpx.Response:
-            return self._router.dispatch(request, client, self._runners.name_here())
-
-        return answer
-
-    def _answer_wire(self, request: httpx.Request) -> httpx.Response:
-        peer = request.extensions.get("fal_peer")
-        runner = self._runners.name_of(peer.runner) if peer is not None else None
-        try:
-            response = self._router.dispatch(request, "wire", runner)
-        except UnknownHostError:
-            raise
-        except TimeoutError as error:
-            raise Stall from error
-        except OSError as error:
-            raise Abort(reset=True) from error
-        if self.faults.active:
-            response.stream = Body(_aborting(response.stream))  # type: ignore[arg-type]
-        return response
-
-    def _strike_lookup(self, host: str) -> None:
-        fault = self._strike_socket("lookup", "LOOKUP", host, None, 0, self._runners.name_here())
-        if fault is not None:
-            raise fault.error()
-
-    def _strike_connection(self, host: str, address: str, port: int) -> None:
-        runner = self._runners.name_here()
-        fault = self._strike_socket("connect", "CONNECT", host, address, port, runner)
-        if fault is not None:
-            raise fault.error()
-
-    def _strike_handshake(self, host: str, peer: Peer | None) -> str | None:
-        address, port = (peer.address, peer.port) if peer else (None, 0)
-        runner = self._runners.name_of(peer.runner) if peer else None
-        fault = self._strike_socket("handshake", "CONNECT", host, address, port, runner)
-        return fault.flaw if fault else None
-
-    def _strike_socket(
-        self,
-        stage: Stage,
-        method: str,
-        host: str,
-        address: str | None,
-        port: int,
-        runner: str | None,
-    ) -> Fault | None:
-        """What strikes a socket that has not sent a request yet."""
-        if not self.faults.active:
-            return None
-
-        def exchange() -> Exchange:
-            url = f"https://{host}:{port}/" if port else f"https://{host}/"
-            opened = self.ledger.open("wire", method, url, (), runner)
-            opened.address = address
-            return opened
-
-        return self.faults.strike_at(stage, Connection(host, address, runner), exchange)
-
-    def _report_refusal(self, text: str) -> None:
-        served = ", ".join(self.origin.hosts)
-        self.ledger.event("refused", f"{text} (fal_origin serves {served})" if served else text)
-
     def _check_active(self, what: str) -> None:
         if not self.active:
             raise EmulatorError(f"{what} needs a running emulator. Call start() first.")
-
-
-def _aborting(stream: Iterator[bytes]) -> Iterator[bytes]:
-    """On the wire, what strikes a body is what the client's socket sees."""
-    try:
-        yield from stream
-    except TimeoutError as error:
-        raise Stall from error
-    except CutShortError as error:
-        raise Abort from error
-    except ConnectionResetError as error:
-        raise Abort(reset=True) from error
