@@ -266,10 +266,8 @@ class KV:
             to = "" if value is ANY else f" to {value!r}"
             who = "" if by is ANY else f" by {name_of(by) or 'the test'}"
             there = listed([f"{e.name} to {e.value!r} {_when(e)}" for e in writes or self.writes])
-            fail(
-                f"{db}/{key} {happened('set', len(found), times)}{to}{who}: "
-                f"set was {there or 'nothing'}"
-            )
+            count = happened(f"set{to}{who}", len(found), times)
+            fail(f"{db}/{key} {count}: there was {there or 'nothing'}")
 
     # --- for the host ----------------------------------------------------------------------------
 
