@@ -21,6 +21,7 @@ from emulator.environment import Environment
 from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
+from emulator.hosts.kv import KVHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
@@ -38,6 +39,7 @@ from emulator.sdk import SDKState
 from emulator.settings import Settings
 from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
+from emulator.storage.kv import KV
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
 
@@ -87,6 +89,7 @@ class Emulator:
         self._identities = Identities(self.clock.now)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
+        self._kv = KV(self.clock, self.ledger, self.settings)
         self._gateway = Gateway(
             self.clock, self.ledger, self._identities, lambda: self.settings, lambda: self._runners
         )
@@ -118,6 +121,11 @@ class Emulator:
     def cdn(self) -> CDN:
         """The files on the CDN."""
         return self._cdn
+
+    @property
+    def kv(self) -> KV:
+        """The entries of the key-value store."""
+        return self._kv
 
     @property
     def http(self) -> respx.MockRouter:
@@ -233,6 +241,7 @@ class Emulator:
             self._environment.enter(certificate)
             self._network.enter(certificate, undo)
             undo.callback(self._cdn.reset, self.settings)
+            undo.callback(self._kv.reset, self.settings)
             undo.callback(self.clock.reset)
             undo.callback(self._between.stop)
             undo.callback(self._sdk.drain)
@@ -320,6 +329,7 @@ class Emulator:
             self.origin,
             RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
+            KVHost(self._kv, self._identities),
             RunnerHost(runners.named),
         ]
         runners.ended = self._gateway.runner_ended
@@ -331,6 +341,7 @@ class Emulator:
 
     def _reset_state(self) -> None:
         self._cdn.reset(self.settings)
+        self._kv.reset(self.settings)
         self.ledger.reset()
         self.origin.reset()
         self.faults.reset()

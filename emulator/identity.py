@@ -49,6 +49,12 @@ class Identities:
         token = self._tokens.get(value.strip()) if scheme.lower() == "bearer" else None
         return token.user if token is not None and self._now() < token.expires_at else None
 
+    def expired_at(self, authorization: str | None) -> datetime | None:
+        """When the token of such a header stopped to count; None: it does, or never was one."""
+        scheme, _, value = (authorization or "").partition(" ")
+        token = self._tokens.get(value.strip()) if scheme.lower() == "bearer" else None
+        return token.expires_at if token is not None and self._now() >= token.expires_at else None
+
     @staticmethod
     def is_account(authorization: str | None) -> bool:
         """Whether a header carries an account's key (``Key id:secret``) or login (``Bearer``)."""

@@ -88,7 +88,7 @@ class Ledger:
         runner: str | None = None,
     ) -> Exchange:
         """Record a request."""
-        address, _, query = url.partition("?")
+        address, _, query = url.partition("#")[0].partition("?")  # a fragment is never sent
         host, path = _split(address)
         exchange = Exchange(
             number=0,

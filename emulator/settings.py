@@ -191,6 +191,28 @@ class Settings(BaseModel):
         "does [§8, pitfall 36].",
     )
 
+    # --- KV --------------------------------------------------------------------------------------
+    kv_lifetime: timedelta | None = Field(
+        default=timedelta(days=30),
+        gt=timedelta(0),
+        description="How long an entry of the KV store lives when its write names no ttl; None: "
+        "until deleted, as an older page says [§5].",
+    )
+    kv_overwrite: Literal["restarts", "keeps"] = Field(
+        default="restarts",
+        description="An entry set again without a ttl: its lifetime begins anew, or goes on [§10].",
+    )
+    kv_value_limit: int = Field(
+        default=1_900_000, ge=0, description="Bytes a value has at most, in UTF-8 [§5]."
+    )
+    kv_too_large_status: Literal[413, 400] = Field(
+        default=413, description="Answer to a value that is too large [§10]."
+    )
+    kv_bad_ttl_status: Literal[400, 422] = Field(
+        default=400,
+        description="Answer to a ttl that is no whole number of 60 to 2592000 seconds [§10].",
+    )
+
     @field_validator("account_acl")
     @classmethod
     def _acl_is_understood(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from emulator.schedule import Appointment
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
+    from emulator.storage.kv import KV, KVEntry
     from emulator.storage.volume import Volume
     from pytest_fal.warnings import MemoryNotGivenBackWarning, UnusedFaultWarning
 
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CDN",
+    "KV",
     "Appointment",
     "Attempt",
     "CDNFile",
@@ -47,6 +49,7 @@ __all__ = [
     "Faults",
     "Gate",
     "Gateway",
+    "KVEntry",
     "Ledger",
     "MemoryNotGivenBackWarning",
     "MockRouter",
@@ -78,6 +81,8 @@ _MODULES = {
     "Faults": "emulator.network.faults",
     "Gate": "emulator.network.fault",
     "Gateway": "emulator.fleets.gateway",
+    "KV": "emulator.storage.kv",
+    "KVEntry": "emulator.storage.kv",
     "Ledger": "emulator.ledger",
     "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emulator.network.faults import Faults
     from emulator.runners.runner import RunnerFactory
     from emulator.storage.cdn import CDN
+    from emulator.storage.kv import KV
     from emulator.storage.volume import Volume
 
 #: On a test's node: its emulator, and whether it has failed.
@@ -58,6 +59,12 @@ def fal_tmp(fal_emulator: Emulator) -> Volume:
 def fal_cdn(fal_emulator: Emulator) -> CDN:
     """The files on the CDN."""
     return fal_emulator.cdn
+
+
+@pytest.fixture
+def fal_kv(fal_emulator: Emulator) -> KV:
+    """The entries of the key-value store."""
+    return fal_emulator.kv
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the p
     fal_faults,
     fal_gateway,
     fal_http,
+    fal_kv,
     fal_ledger,
     fal_origin,
     fal_runner,

@@ -44,6 +44,7 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
         ("clock", _clock(emulator)),
         ("faults that never struck", [repr(fault) for fault in emulator.faults.unused]),
         (f"volumes, kept in {emulator.directory}", _volumes(emulator)),
+        ("KV store", _kv(emulator)),
     ]
     for deployment in emulator.gateway.deployments.values():
         sections.append((repr(deployment)[1:-1], _deployment(deployment)))
@@ -131,6 +132,19 @@ def _tree(volume: Volume) -> list[str]:
     if len(lines) > _MOST:
         lines[_MOST:] = [f"... {len(lines) - _MOST} more in {volume.backing}"]
     return lines or [f"{volume.path} is empty"]
+
+
+def _kv(emulator: Emulator) -> list[str]:
+    from emulator.checks import bytes_of
+
+    lines = []
+    for entry in emulator.kv.entries:
+        until = f"until {entry.expires_at:%Y-%m-%d %H:%M:%S}" if entry.expires_at else "for ever"
+        runner = f" [{entry.runner}]" if entry.runner else ""
+        lines.append(f"{entry.name}  {bytes_of(entry.size)}  {until}{runner}")
+    if len(lines) > _MOST:
+        lines[_MOST:] = [f"... {len(lines) - _MOST} more; fal_kv.entries has them all"]
+    return lines
 
 
 def _deployment(deployment: Deployment) -> list[str]:

@@ -74,6 +74,7 @@ class UrllibEntrance:
 
 
 def _answer(dispatch: Dispatch, request: urllib.request.Request) -> _Response:
+    _check(request)
     converted = httpx.Request(
         request.get_method(),
         request.full_url,
@@ -89,6 +90,12 @@ def _answer(dispatch: Dispatch, request: urllib.request.Request) -> _Response:
     except ConnectionRefusedError as error:
         raise urllib.error.URLError(error) from error
     return _Response(response, request)
+
+
+def _check(request: urllib.request.Request) -> None:
+    """Raise what http.client raises of blanks and what is not ASCII in a URL; httpx quotes them."""
+    connection = http.client.HTTPConnection("unused")
+    connection.putrequest(request.get_method(), request.selector)  # sends nothing yet
 
 
 class _UploadStream(httpx.SyncByteStream):
