@@ -40,7 +40,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CHUNK = 1 << 20
 #: What of a volume's state is no fault of the request's.
 _STATUS = {
-    errno.ENOENT: 404,
     errno.EACCES: 403,
     errno.EPERM: 403,
     errno.EEXIST: 409,
@@ -109,11 +108,17 @@ class FileService:
         Raises:
             FilesError: 404, nothing is there; or as :meth:`read`.
         """
+        try:
+            return self._listed(names)
+        except FilesError as error:
+            if error.status == 404 and self.settings().files_missing_folder == "empty":
+                return []
+            raise
+
+    def _listed(self, names: Names) -> list[StoredFile]:
         with self._find(names) as (root, spot):
             if spot.status is None:
-                if self.settings().files_missing_folder == "empty":
-                    return []
-                raise FilesError(404, f"{self._shown(names)} not found")
+                raise self._missing(names)
             if not spot.is_folder:
                 return [_stored(names, spot.status)]
             folder = open_folder(spot.folder, spot.name)
@@ -143,7 +148,7 @@ class FileService:
         """
         with self._find(names) as (_, spot):
             if spot.status is None:
-                raise FilesError(404, f"{self._shown(names)} not found")
+                raise self._missing(names)
             if not stat.S_ISREG(spot.status.st_mode):
                 kind = "a folder" if spot.is_folder else "no regular file"
                 raise FilesError(400, f"{self._shown(names)} is {kind}")
@@ -240,7 +245,7 @@ class FileService:
         self._not_the_volume(names)
         with self._find(names, follow=False) as (_, spot):
             if spot.status is None:
-                raise FilesError(404, f"{self._shown(names)} not found")
+                raise self._missing(names)
             _remove(spot.folder, spot.name, spot.is_folder)
 
     def rename(self, source: Names, target: Names) -> None:
@@ -254,7 +259,7 @@ class FileService:
         self._not_the_volume(target)
         with self._find(source, follow=False) as (_, old):
             if old.status is None:
-                raise FilesError(404, f"{self._shown(source)} not found")
+                raise self._missing(source)
             with self._find(target, follow=False) as (_, new):
                 os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
 
@@ -293,7 +298,12 @@ class FileService:
         except ValueError as error:  # no name for the kernel: a NUL, half a surrogate pair
             raise FilesError(400, f"{self._shown(names)!r} is no path: {error}") from error
 
+    def _missing(self, names: Names) -> FilesError:
+        return FilesError(404, f"{self._shown(names)} not found")
+
     def _refusal(self, error: OSError, names: Names) -> FilesError:
+        if error.errno == errno.ENOENT:
+            return self._missing(names)
         what = os.strerror(error.errno or errno.EIO)
         return FilesError(_STATUS.get(error.errno or 0, 400), f"{self._shown(names)}: {what}")
 
