@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import stat
@@ -363,6 +364,31 @@ def test_a_broken_import_leaves_what_was_there(fs, fal_origin, fal_faults, fal_d
     assert fal_data.read("a.bin") == b"old"
 
 
+def test_an_import_is_unpacked_as_a_browser_does(fs, fal_origin, fal_data):
+    fal_origin.serve("https://example.com/a.txt", content=b"text" * 1000, gzip=True)
+    fs.put_file_from_url("https://example.com/a.txt", "a.txt")
+    assert fal_data.read("a.txt") == b"text" * 1000
+
+
+@pytest.mark.parametrize("after", [0, 1000])
+def test_an_import_that_ends_early_stores_nothing(fs, fal_origin, fal_faults, fal_data, after):
+    fal_origin.serve("https://example.com/a.bin", content=b"x" * 5000)
+    fal_faults.truncate(after=after, host="example.com")
+    said = refused(fs.put_file_from_url, "https://example.com/a.bin", "a.bin")
+    assert said.startswith("cannot download https://example.com/a.bin: ")
+    assert os.listdir(fal_data.backing) == []
+    assert os.listdir(fal_data.backing.parent / "uploads") == []
+
+
+@pytest.mark.parametrize("fault", ["refuse", "dns_failure", "tls_failure", "timeout"])
+def test_an_import_from_a_server_that_cannot_be_reached(fs, fal_origin, fal_faults, fault):
+    fal_origin.serve("https://example.com/a.bin", content=b"x")
+    getattr(fal_faults, fault)(host="example.com")
+    said = refused(fs.put_file_from_url, "https://example.com/a.bin", "a.bin")
+    assert said.startswith("cannot download https://example.com/a.bin: ")
+    assert "injected by fal_faults" in said
+
+
 # --- uploads in parts -----------------------------------------------------------------------------
 
 
@@ -508,6 +534,20 @@ def test_rename_and_removal_between_servers(fs, local, fal_data, fal_runner):
     fs.mv("/data/folder/a.bin", "/data/b.bin")
     fs.rm("/data/folder")
     assert runner.run(os.listdir, "/data") == ["b.bin"]
+
+
+@needs_fuse
+@pytest.mark.fal(data_visibility="staged")
+def test_an_event_loop_is_not_held_up_meanwhile(fal_data, fal_clock, fal_runner, auth):
+    """The files are then answered for by another process, which may have to wait."""
+    fal_runner(App)
+
+    async def work():
+        async with httpx.AsyncClient(headers=auth) as client:
+            await client.post(f"{REST}/file/local/a", files={"file_upload": b"a"})
+            return (await client.get(f"{REST}/list")).json()[0]["path"]
+
+    assert asyncio.run(work()) == "/data/a"
 
 
 # --- the command ----------------------------------------------------------------------------------

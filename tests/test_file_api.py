@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import threading
 import zipfile
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -144,6 +145,31 @@ def test_links_inside_are_followed_as_the_hugging_face_cache_has_them(client, fa
     assert client.get(f"{REST}/file/snapshots/model.bin").content == b"weights"
     (entry,) = client.get(f"{REST}/list/snapshots").json()
     assert (entry["path"], entry["size"]) == ("/data/snapshots/model.bin", 7)
+
+
+def test_who_changes_links_meanwhile_gains_nothing(client, fal_data, tmp_path):
+    """The folder of an upload is a link to the outside every other moment."""
+    outside, folder = tmp_path / "outside", fal_data.backing / "folder"
+    outside.mkdir()
+    fal_data.write("inside/x", b"")
+    os.symlink("inside", folder)
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            for target in (outside, "inside"):
+                os.symlink(target, fal_data.backing / "next")
+                os.rename(fal_data.backing / "next", folder)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        answers = {send(client, "folder/a.bin").status_code for _ in range(150)}
+    finally:
+        done.set()
+        thread.join()
+    assert os.listdir(outside) == []
+    assert answers == {200, 403}
 
 
 def test_a_circle_of_links(client, fal_data):

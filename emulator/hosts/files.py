@@ -24,7 +24,7 @@ from emulator.network.fault import NotConnected
 from emulator.network.reply import json_reply, reply
 from emulator.network.router import LetThrough, WouldBlock
 from emulator.storage.file_service import FileService, StoredFile, split_path
-from emulator.storage.spool import FilesError, Names, Received
+from emulator.storage.spool import FilesError, Names, Received, discard
 from emulator.storage.uploads import UploadError, check_order
 
 __all__ = ["FilesHost", "PlatformFilesHost"]
@@ -203,14 +203,26 @@ class FilesHost:
                 response.close()
                 why = f"{url} answered {response.status_code} {response.reason_phrase}"
                 raise FilesError(400, f"cannot download {asked}: {why}")
-            return self._files.spool.receive(_body(response))
+            received = self._files.spool.receive(response.iter_bytes())
+            self._check_length(response, received, asked)
+            return received
         except LetThrough:
             why = "only what the test serves can be imported"
             raise FilesError(400, f"cannot download {asked}: {why}") from None
         except NotConnected as failed:
             raise FilesError(400, f"cannot download {asked}: {failed.error}") from failed
-        except (OSError, CutShortError, EmulatorError) as error:
+        except (OSError, CutShortError, EmulatorError, httpx.DecodingError) as error:
             raise FilesError(400, f"cannot download {asked}: {error}") from error
+
+    def _check_length(self, response: httpx.Response, received: Received, url: str) -> None:
+        """What ends before its Content-Length is no file; a compressed body tells by itself."""
+        promised = response.headers.get("content-length")
+        if promised is None or "content-encoding" in response.headers:
+            return
+        if promised != str(received.size):
+            discard(received)
+            why = f"{received.size} of {promised} bytes came"
+            raise FilesError(400, f"cannot download {url}: {why}")
 
 
 class PlatformFilesHost:

@@ -94,11 +94,6 @@ class Spool:
         self._directory: str | None = None
         self._uploads: dict[str, PartedUpload] = {}
 
-    @property
-    def uploads(self) -> list[PartedUpload]:
-        """The uploads in parts that are neither complete nor cancelled."""
-        return list(self._uploads.values())
-
     def clear(self) -> None:
         """Forget everything that has no place."""
         directory, self._directory = self._directory, None
