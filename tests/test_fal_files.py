@@ -380,6 +380,12 @@ def test_an_import_that_ends_early_stores_nothing(fs, fal_origin, fal_faults, fa
     assert os.listdir(fal_data.backing.parent / "uploads") == []
 
 
+def test_an_import_from_a_route_that_raises(fs, fal_http):
+    fal_http.get("https://example.com/a").mock(side_effect=httpx.ReadError("gone"))
+    said = refused(fs.put_file_from_url, "https://example.com/a", "a.bin")
+    assert said == "cannot download https://example.com/a: gone"
+
+
 @pytest.mark.parametrize("fault", ["refuse", "dns_failure", "tls_failure", "timeout"])
 def test_an_import_from_a_server_that_cannot_be_reached(fs, fal_origin, fal_faults, fault):
     fal_origin.serve("https://example.com/a.bin", content=b"x")

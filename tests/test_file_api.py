@@ -352,6 +352,19 @@ def test_what_is_no_archive_is_stored_as_it_is(client, fal_data):
     assert fal_data.read("x.zip") == b"no archive"
 
 
+def test_a_damaged_archive(client, fal_data):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("a", b"a" * 1000)
+    damaged = bytearray(data.getvalue())
+    damaged[32:36] = b"\xff" * 4
+    answer = send(client, "x.zip", bytes(damaged), params={"unzip": "true"})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("the ZIP file cannot be unpacked: ")
+    assert fal_data.tree() == []
+    assert os.listdir(fal_data.backing.parent / "uploads") == []
+
+
 @pytest.mark.parametrize("name", ["../x", "a/../../x"])
 def test_an_archive_cannot_leave_its_folder(client, fal_data, name):
     packed = archive(good="1", **{name.replace("/", "__"): "2"})

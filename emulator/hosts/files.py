@@ -211,7 +211,7 @@ class FilesHost:
             raise FilesError(400, f"cannot download {asked}: {why}") from None
         except NotConnected as failed:
             raise FilesError(400, f"cannot download {asked}: {failed.error}") from failed
-        except (OSError, CutShortError, EmulatorError, httpx.DecodingError) as error:
+        except (OSError, CutShortError, EmulatorError, httpx.HTTPError) as error:
             raise FilesError(400, f"cannot download {asked}: {error}") from error
 
     def _check_length(self, response: httpx.Response, received: Received, url: str) -> None:

@@ -12,6 +12,7 @@ import secrets
 import stat
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ __all__ = ["FileService", "StoredFile", "split_path"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CHUNK = 1 << 20
+#: What a ZIP file raises that is damaged, encrypted or packed in a way that Python does not know.
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
 #: What of a volume's state is no fault of the request's.
 _STATUS = {
     errno.EACCES: 403,
@@ -207,7 +210,7 @@ class FileService:
                     with archive.open(member) as content:
                         unpacked = self.spool.receive(iter(lambda: content.read(_CHUNK), b""))
                     self.store(unpacked, place)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except _BROKEN_ZIP as error:
             raise FilesError(400, f"the ZIP file cannot be unpacked: {error}") from error
         finally:
             discard(received)
