@@ -21,6 +21,7 @@ from emulator.environment import Environment
 from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
+from emulator.hosts.files import FilesHost, PlatformFilesHost
 from emulator.hosts.kv import KVHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
@@ -39,6 +40,7 @@ from emulator.sdk import SDKState
 from emulator.settings import Settings
 from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
+from emulator.storage.file_service import FileService
 from emulator.storage.kv import KV
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
@@ -244,6 +246,7 @@ class Emulator:
             undo.callback(self._kv.reset, self.settings)
             undo.callback(self.clock.reset)
             undo.callback(self._between.stop)
+            undo.callback(self._files.end)
             undo.callback(self._sdk.drain)
             undo.callback(self._gateway.end)
             undo.callback(self._runners.stop_all)
@@ -313,6 +316,7 @@ class Emulator:
         self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
         settings = lambda: self.settings  # noqa: E731
         self._between = DistributedData(self.clock, self.ledger, settings, lambda: self.data)
+        self._files = FileService(lambda: self.data, settings, self._between.enter)
         self._runners = Runners(
             self._disk, self.ledger, self._identities, settings, self.clock, self._between.place
         )
@@ -325,8 +329,11 @@ class Emulator:
     def _connect(self) -> None:
         """Let the parts know each other."""
         runners = self._runners
+        files = FilesHost(self._files, self._identities, self._network.router.dispatch)
         self._network.router.hosts = [
             self.origin,
+            files,
+            PlatformFilesHost(files),
             RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
             KVHost(self._kv, self._identities),

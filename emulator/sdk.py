@@ -37,6 +37,7 @@ __all__ = [
 
 _PROVIDERS = "fal.toolkit.file.providers.fal"
 _FILE = "fal.toolkit.file.file"
+_FILES = "fal.files"
 _AGES_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
 # (module, attribute): plain values that tests and apps change.
@@ -75,6 +76,7 @@ class SDKState:
         self._save_containers()
         self._save_limits()
         self._save_results()
+        self._save_file_systems()
         _forget_images()
 
     def drain(self) -> None:
@@ -101,6 +103,8 @@ class SDKState:
             sys.modules["fal.ref"].current_app = None  # type: ignore[attr-defined]
         if "isolate" in new:
             _take_results(sys.modules["isolate"])
+        if _FILES in new:
+            _take_file_systems(sys.modules[_FILES])
         if _PROVIDERS in new:
             for manager in _token_managers():
                 _forget_token(manager)
@@ -143,8 +147,14 @@ class SDKState:
             results = _take_results(isolate)
             self._undo.append(lambda: _put_results(isolate, results))
 
+    def _save_file_systems(self) -> None:
+        files = sys.modules.get(_FILES)
+        if files is not None:
+            instances = _take_file_systems(files)
+            self._undo.append(lambda: _put_file_systems(files, instances))
 
-_WATCHED = ("fal.auth.local", "fal.ref", "isolate", _PROVIDERS)
+
+_WATCHED = ("fal.auth.local", "fal.ref", "isolate", _FILES, _PROVIDERS)
 
 
 def _token_managers() -> Iterator[Any]:
@@ -173,6 +183,24 @@ def _put_results(isolate: Any, results: Any) -> None:
     vars(isolate).pop("__cached_functions__", None)
     if results is not None:
         vars(isolate)["__cached_functions__"] = results
+
+
+def _take_file_systems(files: Any) -> dict[str, Any]:
+    """The file systems of ``fal files`` made so far, taken away: fsspec hands out the same one for
+    the same arguments, with its client, its key and what it remembers of folders [study §4].
+    """
+    cache = getattr(files.FalFileSystem, "_cache", None)
+    if not isinstance(cache, dict):
+        return {}
+    taken = cache.copy()
+    cache.clear()
+    return taken
+
+
+def _put_file_systems(files: Any, instances: dict[str, Any]) -> None:
+    _take_file_systems(files)
+    if instances:
+        files.FalFileSystem._cache.update(instances)
 
 
 def _lifecycle_reference() -> Any:

@@ -76,6 +76,19 @@ class Settings(BaseModel):
         "written it [§8, pitfall 40].",
     )
 
+    # --- fal files -------------------------------------------------------------------------------
+    files_missing_folder: Literal["not_found", "empty"] = Field(
+        default="not_found",
+        description="The file API's list of a folder that is not there: 404, or an empty list "
+        "[§2.3].",
+    )
+    files_double_slash: Literal["kept", "merged"] = Field(
+        default="kept",
+        description="The double slash in the file API's URLs, by which the SDK says that a path is "
+        "absolute: kept, or merged by a proxy on the way, so that /data/x means /data/data/x "
+        "[§2.3].",
+    )
+
     # --- network ---------------------------------------------------------------------------------
     allow_hosts: tuple[str, ...] = Field(
         default=(),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from emulator.errors import EmulatorError
 from emulator.file_times import real_now
 from emulator.storage import mounts
+from emulator.storage.disk import in_thread
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -101,6 +102,24 @@ class DistributedData:
         self._places[runner] = f"{runner} (server {server}, {datacenter})"
         self._running()  # in the caller's mounts, not in the runner's
         return Share(self, runner, server, datacenter)
+
+    def enter(self) -> int | None:
+        """A descriptor of /data as one more server has it, which runs no runner: fal's own, with
+        the file API; None: there is the plain directory alone.
+        """
+        share = self.place("fal files", None, None)
+        if share is None:
+            return None
+        opened: list[int] = []
+
+        def mount() -> None:
+            # In mounts of its own, which go with the thread; the descriptor keeps this one.
+            mounts.copy_namespace()
+            share.mount("/data")
+            opened.append(os.open("/data", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+
+        in_thread(mount)
+        return opened[0]
 
     def visible_at(
         self, rel: str, server: str | None, datacenter: str | None, *, listed: bool

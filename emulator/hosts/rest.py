@@ -17,7 +17,7 @@ from emulator.sdk import rest_host
 from emulator.storage.cdn import CDN, Upload, UploadError
 from emulator.storage.lifecycle import rewrite_file_name
 
-__all__ = ["RestHost"]
+__all__ = ["RestHost", "answers_rest"]
 
 _NAMES = frozenset({"rest.fal.ai", "rest.alpha.fal.ai"})
 _LOST = (
@@ -56,7 +56,7 @@ class RestHost:
 
     def answers(self, host: str) -> bool:
         """Whether this is a REST host: fal's own names, or the one the SDK was configured with."""
-        return host in _NAMES or host == rest_host()
+        return answers_rest(host)
 
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         """Answer; account credentials are needed for everything."""
@@ -140,6 +140,11 @@ class RestHost:
     def _own(self, identifier: str) -> Upload:
         signature = self._cdn.signature_of(identifier)
         return self._cdn.upload(identifier, signature)
+
+
+def answers_rest(host: str) -> bool:
+    """Whether this is a REST host: fal's own names, or the one the SDK was configured with."""
+    return host in _NAMES or host == rest_host()
 
 
 def _single_url(upload: Upload) -> str:
