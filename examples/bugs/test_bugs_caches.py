@@ -255,6 +255,6 @@ def test_kernels_that_cannot_be_shared_fail_the_start(runner, fal_data):
     with fal_data.read_only(), pytest.raises(OSError, match="Read-only file system"):
         runner.run(compile_kernels, "upscaler", matmul="")
 
-    fal_data.limit(256 * 1024)
+    fal_data.limit(128 * 1024)
     runner.run(compile_kernels, "upscaler", matmul=os.urandom(200_000).hex())
     assert "Failed to sync cache: [Errno 28] No space left on device" in runner.output
