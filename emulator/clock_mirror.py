@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from emulator.clock import Clock
+from emulator.copied_globals import CopiedGlobals
 from emulator.file_times import FileTimes, real_now
 from emulator.timeline import Timeline
 from emulator.timepatch import TimePatch, naive_utc
@@ -112,6 +113,7 @@ class FollowingClock:
     def __init__(self, descriptor: int, ask: Callable[..., Any]) -> None:
         self._files = _FollowingFileTimes(descriptor, ask)
         self._ask = ask
+        self._copies = CopiedGlobals()
         self._patch = TimePatch(
             naive_now=lambda: naive_utc(self._files.timeline.now(real_now())),
             stopped=self._stands_still,
@@ -125,11 +127,15 @@ class FollowingClock:
 
     def follow(self, engaged: bool) -> None:
         """Show the app the test's clock, or real time."""
-        if engaged and not self._patch.engaged:
+        if engaged == self._patch.engaged:
+            return
+        self._copies.look()
+        if engaged:
             self._patch.engage()
-        elif not engaged and self._patch.engaged:
+        else:
             self._patch.disengage()
             self._patch.freezegun.clean_up()
+        self._copies.follow()
 
     def _stands_still(self) -> bool:
         timeline = self._files.timeline

@@ -498,3 +498,22 @@ def test_a_body_shorter_than_promised_is_httpxs_error(get, fal_origin):
     fal_origin.serve("https://files.example.com/a", b"12345", content_length=9)
     with pytest.raises(httpx.RemoteProtocolError, match=r"received 5 bytes, expected 9"):
         get("https://files.example.com/a")
+
+
+@pytest.mark.parametrize("client", [by_urllib, by_http_client])
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [("my model.bin", http.client.InvalidURL), ("mod\u00e8le.bin", UnicodeEncodeError)],
+)
+def test_what_http_client_does_not_send_is_not_sent(fal_origin, fal_ledger, client, path, error):
+    fal_origin.serve("https://example.com/*", b"x")
+    with pytest.raises(error):
+        client(f"https://example.com/{path}")
+    assert fal_ledger.exchanges == []
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_fragment_is_not_sent(fal_http, fal_ledger, client):
+    fal_http.get(URL).respond(content=b"x")
+    assert client(f"{URL}#part-2") == b"x"
+    assert fal_ledger.exchanges[0].url == URL

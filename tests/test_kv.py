@@ -564,11 +564,11 @@ def test_an_update_gets_lost_between_two_runners(
 
 @both_kinds
 def test_entries_expire_for_runners_too(
-    fal_runner: Any, fal_kv: KV, stopped: Clock, isolation: str
+    fal_runner: Any, fal_kv: KV, fal_clock: Clock, isolation: str
 ) -> None:
     runner = fal_runner(Counter, isolation=isolation)
     assert runner.post("/").json() == 1
-    stopped.advance(days=30)
+    fal_clock.advance(days=30)
     fal_kv.assert_expired("counters", "calls")
     assert runner.post("/").json() == 1
 

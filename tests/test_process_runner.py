@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import urllib.request
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from time import sleep
 
 import fal
 import httpx
@@ -338,6 +339,29 @@ def test_a_moved_clock_is_moved_for_a_process_at_once(boot, fal_clock):
         assert runner.post("/").json()["time"] == pytest.approx(fal_clock.now().timestamp())
     fal_clock.resume()
     assert abs(runner.post("/").json()["time"] - time.time()) < 10
+
+
+class ByName(fal.App):
+    """Has taken over names from modules; they come by pickle, into globals that are no module's."""
+
+    @fal.endpoint("/")
+    def now(self) -> float:
+        return datetime.now(timezone.utc).timestamp()
+
+    @fal.endpoint("/sleep")
+    def sleep(self) -> None:
+        sleep(600)
+
+
+def test_names_that_an_app_has_imported_mean_the_clock_too(boot, fal_clock):
+    runner = boot(ByName)
+    fal_clock.advance(days=30)
+    assert runner.post("/").json() == pytest.approx(fal_clock.now().timestamp(), abs=5)
+    fal_clock.freeze()
+    assert runner.post("/").json() == pytest.approx(fal_clock.now().timestamp())
+    start = fal_clock.now()
+    runner.post("/sleep")
+    assert (fal_clock.now() - start).total_seconds() == 600
 
 
 def test_a_process_that_boots_on_a_stopped_clock_sees_it_from_the_start(boot, fal_clock):

@@ -322,6 +322,16 @@ def test_output_is_the_runners_own(fal_runner, capsys):
     assert "Python packages installed" not in shown
 
 
+@pytest.fixture
+def booted(fal_runner):
+    return fal_runner(Uploader)
+
+
+def test_output_of_a_function_on_a_runner_that_a_fixture_has_booted(booted):
+    booted.run(print, "hello from a function")
+    assert "hello from a function" in booted.output
+
+
 def test_an_unhandled_exception_is_500_and_its_traceback_is_in_the_output(fal_runner):
     class Raising(fal.App):
         @fal.endpoint("/")

@@ -17,6 +17,7 @@ from machines.cdn_machine import CDNLifecycle  # noqa: E402
 from machines.clock_machine import ClockAndFiles  # noqa: E402
 from machines.data_machine import DataBetweenRunners  # noqa: E402
 from machines.download_machine import DownloadCache  # noqa: E402
+from machines.kv_machine import KeysAndValues  # noqa: E402
 from machines.machine import run  # noqa: E402
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def test_the_cache_of_downloads(fal_emulator: Emulator) -> None:
 
 def test_the_clock_and_the_times_of_files(fal_emulator: Emulator) -> None:
     run(ClockAndFiles, fal_emulator, examples=10)
+
+
+def test_the_key_value_store(fal_emulator: Emulator) -> None:
+    run(KeysAndValues, fal_emulator, examples=15)
 
 
 def test_data_between_runners(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class ThreadRunner(Runner):
     def _call(
         self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Result:
+        self._around.changed(self, "request")  # pytest has other streams in each phase of a test
         if inspect.iscoroutinefunction(function):
             return self._submit(function(*args, **kwargs), "run()")  # type: ignore[no-any-return]
         call = functools.partial(function, *args, **kwargs)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
 import fal
 import pytest
-from fal.toolkit.compilation import get_gpu_type, synchronized_inductor_cache
+from fal.toolkit.compilation import (
+    get_gpu_type,
+    load_inductor_cache,
+    sync_inductor_cache,
+    synchronized_inductor_cache,
+)
 from gallery import bug
 
 MEMORY = "Results kept in memory"
@@ -69,13 +75,18 @@ def runner(fal_runner):
 
 
 def compile_kernels(key, **kernels):
-    """What torch.compile() does in setup(), as far as files go; a text of None is an error."""
+    """A setup() that compiles and shares; a text of None is an error."""
     with synchronized_inductor_cache(key):
-        LOCAL.mkdir(exist_ok=True)
-        for name, text in kernels.items():
-            if text is None:
-                raise RuntimeError("CUDA out of memory")
-            (LOCAL / name).write_text(text)
+        make_kernels(**kernels)
+
+
+def make_kernels(**kernels):
+    """What torch.compile() does, as far as files go."""
+    LOCAL.mkdir(exist_ok=True)
+    for name, text in kernels.items():
+        if text is None:
+            raise RuntimeError("CUDA out of memory")
+        (LOCAL / name).write_text(text)
 
 
 def shared(fal_data, key):
@@ -174,3 +185,76 @@ def test_incompatible_gpus_share_kernels(fal_runner, fal_data, one, other, kind)
     second = fal_runner(Upscaler, gpu=other)
     second.run(compile_kernels, "upscaler")
     assert second.tmp.read("inductor-cache/matmul") == f"for {one}".encode()
+
+
+@bug(
+    "P28",
+    symptom="two runners started, and one of them compiled for nothing",
+    topic=KERNELS,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_of_two_caches_the_last_one_stays(fal_runner, fal_data):
+    """What one runner shares replaces what another has shared since it started.
+
+    Production: after a deploy many runners start at once; each compiles what its first requests
+        need, and only the kernels of the last one are kept.
+    Expected: the kernels of both.
+    Happens: each packs its own folder, and puts it in the place of what is there.
+    Avoid: compile the same in each setup(), and let one runner start before the others.
+    """
+    one, two = (fal_runner(Upscaler, gpu="H100") for _ in range(2))
+    known = two.run(load_inductor_cache, "upscaler")  # there is nothing yet
+    one.run(compile_kernels, "upscaler", matmul="")
+    assert set(shared(fal_data, "upscaler")) == {"matmul"}
+    two.run(make_kernels, softmax="")
+    two.run(sync_inductor_cache, "upscaler", known)
+    assert set(shared(fal_data, "upscaler")) == {"softmax"}
+
+
+@bug(
+    "NK1",
+    symptom="since the SDK's upgrade only one of my models starts fast",
+    topic=KERNELS,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_only_the_first_old_cache_is_taken_over(fal_runner, fal_data):
+    """Of caches from before there were folders for each GPU only the first one is taken over.
+
+    Production: the first model to start after the upgrade finds its kernels. All others compile
+        anew, though theirs are in /data as well.
+    Expected: each key's old cache is taken over.
+    Happens: the old place is looked at only while the GPU's folder does not exist, and the first
+        one makes it.
+    Avoid: move the archives by hand: /data/inductor-caches/KEY.zip to H100/KEY.zip in there.
+    """
+    for key in ("upscaler", "captioner"):
+        with zipfile.ZipFile(fal_data.write(f"inductor-caches/{key}.zip", b""), "w") as archive:
+            archive.writestr("kernel", key)
+    runner = fal_runner(Upscaler, gpu="H100")
+    assert runner.run(load_inductor_cache, "upscaler") != ""
+    assert fal_runner(Upscaler, gpu="H100").run(load_inductor_cache, "captioner") == ""
+
+    os.rename("/data/inductor-caches/captioner.zip", f"/data/{SHARED}/captioner.zip")
+    assert fal_runner(Upscaler, gpu="H100").run(load_inductor_cache, "captioner") != ""
+
+
+@bug(
+    "NK2",
+    symptom="my app does not start: Read-only file system",
+    topic=KERNELS,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_kernels_that_cannot_be_shared_fail_the_start(runner, fal_data):
+    """Where /data cannot be written, sharing kernels raises instead of saying so.
+
+    Production: setup() fails on each new runner, although all that it needs is compiled.
+    Expected: "Failed to sync cache", as where there is no room for the archive.
+    Happens: the folders for the archive are made outside of what catches errors.
+    Avoid: load_inductor_cache() and sync_inductor_cache(), the latter where OSError is caught.
+    """
+    with fal_data.read_only(), pytest.raises(OSError, match="Read-only file system"):
+        runner.run(compile_kernels, "upscaler", matmul="")
+
+    fal_data.limit(128 * 1024)
+    runner.run(compile_kernels, "upscaler", matmul=os.urandom(200_000).hex())
+    assert "Failed to sync cache: [Errno 28] No space left on device" in runner.output
