@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from emulator.fleets.deployment import Deployment
     from emulator.fleets.gateway import Gateway
     from emulator.fleets.options import Scaling
+    from emulator.hosts.git import Git, GitRequest, Submodule
     from emulator.hosts.origin import Origin, ServedFile
     from emulator.ledger import Event, Exchange, Ledger
     from emulator.network.fault import Fault, Gate
@@ -47,6 +48,8 @@ __all__ = [
     "Faults",
     "Gate",
     "Gateway",
+    "Git",
+    "GitRequest",
     "Ledger",
     "MemoryNotGivenBackWarning",
     "MockRouter",
@@ -58,6 +61,7 @@ __all__ = [
     "ServedFile",
     "Settings",
     "StartupError",
+    "Submodule",
     "UnusedFaultWarning",
     "Volume",
 ]
@@ -78,6 +82,8 @@ _MODULES = {
     "Faults": "emulator.network.faults",
     "Gate": "emulator.network.fault",
     "Gateway": "emulator.fleets.gateway",
+    "Git": "emulator.hosts.git",
+    "GitRequest": "emulator.hosts.git",
     "Ledger": "emulator.ledger",
     "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
@@ -89,6 +95,7 @@ _MODULES = {
     "ServedFile": "emulator.hosts.origin",
     "Settings": "emulator.settings",
     "StartupError": "emulator.runners.runner",
+    "Submodule": "emulator.hosts.git",
     "UnusedFaultWarning": "pytest_fal.warnings",
     "Volume": "emulator.storage.volume",
 }
