@@ -269,7 +269,7 @@ class Git:
                 files[path] = value.encode() if isinstance(value, str) else value
             else:
                 raise EmulatorError(
-                    f"serve(): {path!r} is given as {value!r}. A file is text or bytes, a submodule "
+                    f"serve(): {path!r} is given as {value!r}. Files are text or bytes, submodules "
                     f"pytest_fal.Submodule(url); for links and executable files serve a repository."
                 )
         if modules:

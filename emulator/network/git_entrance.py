@@ -209,8 +209,13 @@ answer() {{  # be the server
     case $state in
     up) git upload-pack "$repository" ;;
     *)
-        git upload-pack "$repository" 2>/dev/null |
+        # It is ended when that much has gone: it would wait for what the client says next.
+        pid="$test/pid-$$"
+        sh -c 'echo $$ >"$1"; exec git upload-pack "$2"' - "$pid" "$repository" 2>/dev/null | {{
             dd bs=4096 iflag=count_bytes count="${{state#after:}}" 2>/dev/null
+            until [ -s "$pid" ]; do sleep 0.01; done
+            kill "$(cat "$pid")" 2>/dev/null
+        }}
         note broken
         echo 'error: RPC failed; curl 18 transfer closed with outstanding read data remaining' >&2
         ;;
@@ -220,30 +225,29 @@ answer() {{  # be the server
 
 """
 
-# A remote helper: gitremote-helpers(7). Its arguments are the remote's name and its URL.
+# A remote helper: gitremote-helpers(7). Its arguments are the remote's name and its URL. It fails
+# once it is asked to connect, not before: git would die of writing to it.
 _HELPER = r"""
 rest=${2#*://}
 locate "${rest%%/*}" "/${rest#*/}"
-if [ -z "$state" ]; then
-    [ -n "$allowed" ] && exec "$git/${0##*/}" "$@"
-    refuse
-fi
-if [ "$state" = down ]; then
-    ask list
-    note broken
-    echo "fatal: unable to access '${2%%://*}://$host/$path/': Could not resolve host: $host" >&2
-    exit 128
-fi
+[ -n "$state" ] || [ -z "$allowed" ] || exec "$git/${0##*/}" "$@"
 while read -r command service; do
     case $command in
     capabilities) printf 'connect\n\n' ;;
     connect)
+        [ -n "$state" ] || refuse
+        if [ "$state" = down ]; then
+            ask list
+            note broken
+            cannot="fatal: unable to access '${2%%://*}://$host/$path/'"
+            printf '%s\n' "$cannot: Could not resolve host: $host" >&2
+            exit 128
+        fi
         [ "$service" = git-upload-pack ] || refuse_push
         printf '\n'
         answer
         exit 0
         ;;
-    '') exit 0 ;;
     *) exit 1 ;;
     esac
 done
@@ -276,6 +280,7 @@ answer
 
 # Called as "fal-git-proxy host port", for git://, of which only the host is known here.
 _PROXY = r"""
+dd bs=4096 count=1 >/dev/null 2>&1 # what git writes first
 printf '%s\n' "fatal: git:// is not answered in tests (nor by GitHub, since 2022). Write https:// \
 instead, and fal_git.serve(\"https://$1/...\", {...})." >&2
 exit 128
