@@ -715,6 +715,29 @@ def test_a_clone_that_goes_on(fal_git, tmp_path):
     assert [r.outcome for r in fal_git.requests] == ["served"]
 
 
+def test_a_failing_tests_report_tells_it(pytester):
+    pytester.makepyfile(
+        """
+        import subprocess
+
+        def test_it(fal_git):
+            fal_git.serve("https://github.com/org/a", {"model.py": "1"})
+            for name in "ab":
+                url = f"https://github.com/org/{name}"
+                subprocess.run(["git", "clone", "-q", url, f"/data/{name}"], check=True)
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    lines = result.outlines
+    at = next(number for number, line in enumerate(lines) if "fal: events" in line)
+    assert [line.partition(" ")[2] for line in lines[at + 1 : at + 3]] == [
+        "git: cloned https://github.com/org/a",
+        "refused: git asked for https://github.com/org/b: nothing in this test serves it",
+    ]
+    tree = [line.split("  ")[0] for line in lines if line.startswith("/data/")]
+    assert tree == ["/data/a/.git/", "/data/a/model.py"]
+
+
 def test_everything_is_forgotten_with_the_test(fal_emulator):
     fal_emulator.git.serve(URL, FILES)
     git("config", "--global", "user.name", "App")

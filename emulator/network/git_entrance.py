@@ -289,11 +289,21 @@ exit 128
 # Called in place of "git pack-objects" once somebody wants something. What he wants comes on stdin,
 # and after "--not" what he has; in a partial clone he wants files later, which is no other clone.
 _PACKER = r"""
-input=$(cat)
-wants=$(printf '%s\n' "$input" | sed -n '/^--not$/q; /^--/!p' | sed -n 1p)
-has=$(printf '%s\n' "$input" | sed -n '/^--not$/,$p' | sed -n 2p)
-what=fetch
-[ -n "$has" ] || case $(git cat-file -t "$wants") in commit | tag) what=clone ;; esac
+input='' wants='' has='' after_not=''
+while read -r line; do
+    input="$input$line
+"
+    case $line in
+    --not) after_not=yes ;;
+    '' | --*) ;;
+    *) if [ -n "$after_not" ]; then has=$line; else wants=$line; fi ;;
+    esac
+done
+what=clone
+case " $* " in
+*' --filter='*) case $(git cat-file -t "$wants") in blob | tree) what=fetch ;; esac ;;
+esac
+[ -z "$has" ] || what=fetch
 echo "$what" >>"$FAL_GIT_LOG"
-printf '%s\n' "$input" | "$@"
+printf %s "$input" | "$@"
 """
