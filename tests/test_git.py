@@ -351,7 +351,7 @@ def test_a_test_without_fal_git_does_not_reach_the_network_either():
 def test_it_is_refused_at_once(fal_git, url):
     start = time.monotonic()
     assert "test" in refusal("clone", url, "/tmp/models")
-    assert time.monotonic() - start < 1  # no name server, no time-out
+    assert time.monotonic() - start < 4  # no name server, no time-out (5 s)
 
 
 def test_git_urls_are_named(fal_git):
