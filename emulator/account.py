@@ -22,6 +22,7 @@ from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.files import FilesHost, PlatformFilesHost
+from emulator.hosts.git import Git
 from emulator.hosts.kv import KVHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
@@ -128,6 +129,12 @@ class Emulator:
     def kv(self) -> KV:
         """The entries of the key-value store."""
         return self._kv
+
+    @property
+    def git(self) -> Git:
+        """Everybody else's git repositories."""
+        self._check_active("git")
+        return self._git
 
     @property
     def http(self) -> respx.MockRouter:
@@ -241,6 +248,7 @@ class Emulator:
             self._sdk.save(self._environment.home)
             undo.callback(self._environment.leave)
             self._environment.enter(certificate)
+            self._git.enter(os.environ)
             self._network.enter(certificate, undo)
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self._kv.reset, self.settings)
@@ -291,6 +299,7 @@ class Emulator:
                     os.unlink(path)
             remove_tree(self._environment.home)
             os.rmdir(self._spill)
+            remove_tree(os.path.join(self._root, "git"))
         self._disk.close()
         if self._own_root and os.path.isdir(self._root) and not os.listdir(self._root):
             os.rmdir(self._root)
@@ -320,6 +329,9 @@ class Emulator:
         self._runners = Runners(
             self._disk, self.ledger, self._identities, settings, self.clock, self._between.place
         )
+        git = os.path.join(self._root, "git")
+        throw_away, name_of = self._disk.throw_away, self._runners.name_of
+        self._git = Git(git, self.clock, self.ledger, name_of, throw_away)
         router = Router(self.ledger, self._routes, self.faults)
         router.before_request = self.clock.keep_appointments
         self._network = Network(self._authority, router, self._runners, settings)
@@ -357,6 +369,7 @@ class Emulator:
         self._network.reset()
         self._runners.reset()
         self._gateway.reset()
+        self._git.reset(self.settings)
 
     def _limit_volumes(self) -> None:
         if self.settings.data_size is not None:

@@ -69,7 +69,9 @@ class Ledger:
         self._now = now
         self._lock = threading.Lock()
         self.exchanges: list[Exchange] = []
-        self.events: list[Event] = []
+        self._events: list[Event] = []
+        #: Called before events are read: adds those that are known of only now.
+        self.before_reading: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         return f"<Ledger: {len(self.exchanges)} exchanges>"
@@ -77,7 +79,13 @@ class Ledger:
     def reset(self) -> None:
         """Forget everything."""
         self.exchanges = []
-        self.events = []
+        self._events = []
+
+    @property
+    def events(self) -> list[Event]:
+        """Everything else that happened, in order."""
+        self.before_reading()
+        return self._events
 
     def open(
         self,
@@ -106,9 +114,14 @@ class Ledger:
             self.exchanges.append(exchange)
         return exchange
 
-    def event(self, kind: str, text: str, category: str | None = None) -> None:
-        """Record something else that happened, at the present virtual time."""
-        self.events.append(Event(self._now(), kind, text, category))
+    def event(
+        self, kind: str, text: str, category: str | None = None, at: datetime | None = None
+    ) -> None:
+        """Record something else that happened, at the present virtual time or an earlier one."""
+        place = len(self._events)
+        while at is not None and place and self._events[place - 1].at > at:
+            place -= 1
+        self._events.insert(place, Event(at or self._now(), kind, text, category))
 
     def requests(
         self, host: str | None = None, method: str | None = None, path: str | None = None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from emulator.fleets.deployment import Deployment
     from emulator.fleets.gateway import Gateway
     from emulator.fleets.options import Scaling
+    from emulator.hosts.git import Git, GitRequest, Submodule
     from emulator.hosts.origin import Origin, ServedFile
     from emulator.ledger import Event, Exchange, Ledger
     from emulator.network.fault import Fault, Gate
@@ -49,6 +50,8 @@ __all__ = [
     "Faults",
     "Gate",
     "Gateway",
+    "Git",
+    "GitRequest",
     "KVEntry",
     "Ledger",
     "MemoryNotGivenBackWarning",
@@ -61,6 +64,7 @@ __all__ = [
     "ServedFile",
     "Settings",
     "StartupError",
+    "Submodule",
     "UnusedFaultWarning",
     "Volume",
 ]
@@ -83,6 +87,8 @@ _MODULES = {
     "Gateway": "emulator.fleets.gateway",
     "KV": "emulator.storage.kv",
     "KVEntry": "emulator.storage.kv",
+    "Git": "emulator.hosts.git",
+    "GitRequest": "emulator.hosts.git",
     "Ledger": "emulator.ledger",
     "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
@@ -94,6 +100,7 @@ _MODULES = {
     "ServedFile": "emulator.hosts.origin",
     "Settings": "emulator.settings",
     "StartupError": "emulator.runners.runner",
+    "Submodule": "emulator.hosts.git",
     "UnusedFaultWarning": "pytest_fal.warnings",
     "Volume": "emulator.storage.volume",
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from emulator.account import Emulator
     from emulator.clock import Clock
     from emulator.fleets.gateway import Gateway
+    from emulator.hosts.git import Git
     from emulator.hosts.origin import Origin
     from emulator.ledger import Ledger
     from emulator.network.faults import Faults
@@ -101,6 +102,12 @@ def fal_ledger(fal_emulator: Emulator) -> Ledger:
 def fal_gateway(fal_emulator: Emulator) -> Gateway:
     """``fal_gateway.deploy("owner/app", MyApp)``: a fleet of runners with a queue before it."""
     return fal_emulator.gateway
+
+
+@pytest.fixture
+def fal_git(fal_emulator: Emulator) -> Git:
+    """Everybody else's git repositories: ``fal_git.serve("https://...", {"model.py": "..."})``."""
+    return fal_emulator.git
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the p
     fal_emulator,
     fal_faults,
     fal_gateway,
+    fal_git,
     fal_http,
     fal_kv,
     fal_ledger,

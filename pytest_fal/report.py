@@ -125,10 +125,16 @@ def _volumes(emulator: Emulator) -> list[str]:
 def _tree(volume: Volume) -> list[str]:
     from emulator.checks import bytes_of
 
-    files = volume.tree()
-    lines = [
-        f"{volume.path / rel}  {bytes_of((volume.backing / rel).lstat().st_size)}" for rel in files
-    ]
+    lines: list[str] = []
+    clones: set[str] = set()
+    for rel in volume.tree():
+        clone, is_gits, _ = f"/{rel}".partition("/.git/")
+        if not is_gits:
+            size = (volume.backing / rel).lstat().st_size
+            lines.append(f"{volume.path / rel}  {bytes_of(size)}")
+        elif clone not in clones:  # git has dozens of files of its own
+            clones.add(clone)
+            lines.append(f"{volume.path}{clone}/.git/")
     if len(lines) > _MOST:
         lines[_MOST:] = [f"... {len(lines) - _MOST} more in {volume.backing}"]
     return lines or [f"{volume.path} is empty"]

@@ -75,6 +75,18 @@ def test_its_server_listens_on_the_loopback_only(boot):
     assert f"00000000:{runner.port:04X}" not in listening
 
 
+class Failing(fal.App):
+    @fal.endpoint("/")
+    def fail(self) -> str:
+        raise ValueError("no")
+
+
+def test_a_request_right_after_an_exception_is_no_end_of_the_runner(boot):
+    runner = boot(Failing)
+    answers = [runner.post("/", json={}).status_code for _ in range(60)]
+    assert answers == [500] * 60
+
+
 def test_metrics_are_served_on_9090_as_on_the_platform(boot):
     def ask():
         return urllib.request.urlopen("http://127.0.0.1:9090/metrics").read()

@@ -306,7 +306,10 @@ class ProcessRunner(Runner):
         """Have the app answer."""
         with self._lock:  # of several requests at once the first makes it
             if self._http is None:
-                self._http = httpx.HTTPTransport(limits=httpx.Limits(max_connections=None))
+                # None is used twice: uvicorn closes a connection after an app's exception, and a
+                # request that is sent at that moment would seem to have met the runner's end.
+                limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+                self._http = httpx.HTTPTransport(limits=limits)
         url = request.url.copy_with(scheme="http", host="127.0.0.1", port=self.port)
         forwarded = httpx.Request(
             request.method, url, headers=request.headers, content=request.read()
