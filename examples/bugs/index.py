@@ -32,6 +32,9 @@ TOPICS = (
     "Lifetime and readers of uploads",
     "Results kept in memory",
     "Compiled kernels",
+    "The KV store",
+    "Repositories",
+    "fal files and FalFileSystem",
 )
 
 _OLD = "an SDK below 1.75.5, the oldest that is supported here"
@@ -48,10 +51,6 @@ NOT_REPRODUCED = (
         "Google's storage",
     ),
     ("U11", "an upload to the caller's bucket that fails is seen by nobody", "S3"),
-    ("K1", 'KV: the key "a#b" overwrites "a", and "a?b" becomes a query', "the KV store"),
-    ("K2", "KV: a set that was answered 404 counts as done", "the KV store"),
-    ("R1", "clone_repository without a commit clones again at every call", "git"),
-    ("R2", "clone_repository with a custom name cannot go to a newer short hash", "git"),
     (
         "P5",
         "uploads of more than 100 MiB lose the lifetime they were given (until fal 1.67.0)",
@@ -60,7 +59,6 @@ NOT_REPRODUCED = (
     ("P8", "inputs that the JavaScript client uploads by itself carry no lifetime", _JAVASCRIPT),
     ("P15", "links to R2 and S3 die after 15 minutes, whatever the request says", "S3 and R2"),
     ("P17", "deleting a request's payloads leaves its input files on the CDN", _GATEWAY),
-    ("P33", "KV: every entry is deleted after 30 days", "the KV store"),
     ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
     ("P39", "results of nested calls cannot be read by the caller", _GATEWAY),
 )

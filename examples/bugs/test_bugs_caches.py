@@ -212,7 +212,7 @@ def test_of_two_caches_the_last_one_stays(fal_runner, fal_data):
 
 
 @bug(
-    "NK1",
+    "N14",
     symptom="since the SDK's upgrade only one of my models starts fast",
     topic=KERNELS,
     seen=("1.75.5", "1.83.0"),
@@ -239,7 +239,7 @@ def test_only_the_first_old_cache_is_taken_over(fal_runner, fal_data):
 
 
 @bug(
-    "NK2",
+    "N15",
     symptom="my app does not start: Read-only file system",
     topic=KERNELS,
     seen=("1.75.5", "1.83.0"),

@@ -44,7 +44,7 @@ class App(fal.App):
 # --- the wrong file ------------------------------------------------------------------------------
 
 
-@bug("NF1", symptom="fal files rm removed another file", topic=FILES, seen=SEEN)
+@bug("N16", symptom="fal files rm removed another file", topic=FILES, seen=SEEN)
 def test_a_hash_in_a_name_removes_another_file(fs, fal_data):
     """Names with # or ? mean another file: what comes before these characters.
 
@@ -63,7 +63,7 @@ def test_a_hash_in_a_name_removes_another_file(fs, fal_data):
     assert fal_data.tree() == []
 
 
-@bug("NF1", symptom="fal files upload replaced another file", topic=FILES, seen=SEEN)
+@bug("N16", symptom="fal files upload replaced another file", topic=FILES, seen=SEEN)
 def test_a_question_mark_in_a_name_replaces_another_file(fs, local, fal_data):
     """An upload to a name with ?, # or %41 goes to another name, and replaces what is there.
 
@@ -80,7 +80,7 @@ def test_a_question_mark_in_a_name_replaces_another_file(fs, local, fal_data):
     assert fal_data.tree() == ["who", "who?.txt"]
 
 
-@bug("NF2", symptom="fal files rm removed the whole folder", topic=FILES, seen=SEEN)
+@bug("N17", symptom="fal files rm removed the whole folder", topic=FILES, seen=SEEN)
 def test_rm_removes_folders_without_being_asked(fs, fal_data):
     """rm removes a folder with everything in it, also with recursive=False.
 
@@ -95,7 +95,7 @@ def test_rm_removes_folders_without_being_asked(fs, fal_data):
     assert fal_data.tree() == []
 
 
-@bug("NF3", symptom='mode="create" overwrites my file', topic=FILES, seen=SEEN)
+@bug("N18", symptom='mode="create" overwrites my file', topic=FILES, seen=SEEN)
 def test_create_overwrites(fs, local, fal_data):
     """put_file(mode="create") replaces a file that is there.
 
@@ -109,7 +109,7 @@ def test_create_overwrites(fs, local, fal_data):
     assert fal_data.read("v1.bin") == b"new"
 
 
-@bug("NF4", symptom="my files are in models/models", topic=FILES, seen=SEEN)
+@bug("N19", symptom="my files are in models/models", topic=FILES, seen=SEEN)
 def test_a_folder_that_is_uploaded_again_goes_into_itself(fal_data, tmp_path):
     """The second `fal files upload models /data/models` makes /data/models/models.
 
@@ -132,7 +132,7 @@ def test_a_folder_that_is_uploaded_again_goes_into_itself(fal_data, tmp_path):
 
 
 @pytest.mark.fal(files_double_slash="merged")
-@bug("NF5", symptom="behind our proxy uploads land in /data/data", topic=FILES, seen=SEEN)
+@bug("N20", symptom="behind our proxy uploads land in /data/data", topic=FILES, seen=SEEN)
 def test_a_proxy_that_merges_slashes_moves_everything(fs, local, fal_data):
     """Behind a proxy that merges slashes every path below /data gets another /data before it.
 
@@ -151,7 +151,7 @@ def test_a_proxy_that_merges_slashes_moves_everything(fs, local, fal_data):
 # --- nothing happens ------------------------------------------------------------------------------
 
 
-@bug("NF6", symptom="fs.open(path, 'w') writes nothing", topic=FILES, seen=SEEN)
+@bug("N21", symptom="fs.open(path, 'w') writes nothing", topic=FILES, seen=SEEN)
 def test_what_is_written_vanishes(fs, fal_data):
     """Writing to an open file, pipe() and touch() succeed, and store nothing.
 
@@ -167,7 +167,7 @@ def test_what_is_written_vanishes(fs, fal_data):
     assert os.listdir(fal_data.backing) == []
 
 
-@bug("NF6", symptom="fs.open(path) ends in a RecursionError", topic=FILES, seen=SEEN)
+@bug("N21", symptom="fs.open(path) ends in a RecursionError", topic=FILES, seen=SEEN)
 def test_files_cannot_be_read_in_place(fs, fal_data, tmp_path):
     """open() and cat() of a file end in a RecursionError.
 
@@ -184,7 +184,7 @@ def test_files_cannot_be_read_in_place(fs, fal_data, tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == b"content"
 
 
-@bug("NF7", symptom="fs.mkdir does nothing", topic=FILES, seen=SEEN)
+@bug("N22", symptom="fs.mkdir does nothing", topic=FILES, seen=SEEN)
 def test_empty_folders_do_not_exist(fs, fal_data, tmp_path):
     """mkdir() and makedirs() do nothing, and empty folders are not uploaded.
 
@@ -201,7 +201,7 @@ def test_empty_folders_do_not_exist(fs, fal_data, tmp_path):
     assert os.listdir(fal_data.backing) == []
 
 
-@bug("NF8", symptom="a large upload succeeds, and the file is not there", topic=FILES, seen=SEEN)
+@bug("N23", symptom="a large upload succeeds, and the file is not there", topic=FILES, seen=SEEN)
 def test_a_conflict_counts_as_success(fs, tmp_path, fal_data, fal_faults):
     """When the service answers 409 to an upload in parts, nothing is uploaded and nobody is told.
 
@@ -222,7 +222,7 @@ def test_a_conflict_counts_as_success(fs, tmp_path, fal_data, fal_faults):
 # --- what is remembered ---------------------------------------------------------------------------
 
 
-@bug("NF9", symptom="fs.exists never sees the file that my app writes", topic=FILES, seen=SEEN)
+@bug("N24", symptom="fs.exists never sees the file that my app writes", topic=FILES, seen=SEEN)
 def test_listings_are_remembered_for_ever(fs, fal_data, fal_runner):
     """A listing is remembered for ever, whatever invalidate_cache() and refresh=True promise.
 
@@ -244,7 +244,7 @@ def test_listings_are_remembered_for_ever(fs, fal_data, fal_runner):
     assert FalFileSystem(use_listings_cache=False).exists("/data/result.json")
 
 
-@bug("NF10", symptom="FalFileSystem still sends the old key", topic=FILES, seen=SEEN)
+@bug("N25", symptom="FalFileSystem still sends the old key", topic=FILES, seen=SEEN)
 def test_a_file_system_keeps_its_key(fs, monkeypatch):
     """FalFileSystem() goes on with the key of its first use in the process.
 
@@ -265,7 +265,7 @@ def test_a_file_system_keeps_its_key(fs, monkeypatch):
 # --- when something fails -------------------------------------------------------------------------
 
 
-@bug("NF11", symptom="a failed download emptied my local file", topic=FILES, seen=SEEN)
+@bug("N26", symptom="a failed download emptied my local file", topic=FILES, seen=SEEN)
 def test_a_download_that_fails_empties_the_local_file(fs, tmp_path, fal_data, fal_faults):
     """A download that fails leaves an empty file where there was a good one.
 
@@ -284,7 +284,7 @@ def test_a_download_that_fails_empties_the_local_file(fs, tmp_path, fal_data, fa
     assert copy.read_bytes() == b""
 
 
-@bug("NF12", symptom="while fal is down, fs.exists says False", topic=FILES, seen=SEEN)
+@bug("N27", symptom="while fal is down, fs.exists says False", topic=FILES, seen=SEEN)
 def test_during_an_outage_nothing_exists(fs, fal_data, fal_faults):
     """exists() and isfile() say False when the service answers with an error.
 
@@ -303,7 +303,7 @@ def test_during_an_outage_nothing_exists(fs, fal_data, fal_faults):
         fs.ls("/data", detail=False)
 
 
-@bug("NF12", symptom="except FileNotFoundError does not catch it", topic=FILES, seen=SEEN)
+@bug("N27", symptom="except FileNotFoundError does not catch it", topic=FILES, seen=SEEN)
 def test_what_is_missing_is_no_file_not_found_error(fs):
     """What is not there raises FalServerlessException, which is no FileNotFoundError.
 
@@ -322,7 +322,7 @@ def test_what_is_missing_is_no_file_not_found_error(fs):
         fs.isdir("/data/none/at/all")
 
 
-@bug("NF13", symptom="small uploads fail where large ones succeed", topic=FILES, seen=SEEN)
+@bug("N28", symptom="small uploads fail where large ones succeed", topic=FILES, seen=SEEN)
 def test_small_uploads_are_not_tried_again(fs, local, tmp_path, fal_data, fal_faults, fal_clock):
     """Uploads up to 10 MiB fail at the first 429 or 503; larger ones are tried three times.
 
@@ -347,7 +347,7 @@ def test_small_uploads_are_not_tried_again(fs, local, tmp_path, fal_data, fal_fa
     assert fal_data.tree() == ["large.bin"]
 
 
-@bug("NF14", symptom="ValueError: invalid literal for int() in an upload", topic=FILES, seen=SEEN)
+@bug("N29", symptom="ValueError: invalid literal for int() in an upload", topic=FILES, seen=SEEN)
 def test_a_date_in_retry_after_breaks_the_upload(fs, tmp_path, fal_faults):
     """A rate limit whose Retry-After is a date ends the upload with a ValueError.
 
@@ -367,7 +367,7 @@ def test_a_date_in_retry_after_breaks_the_upload(fs, tmp_path, fal_faults):
 # --- and besides ----------------------------------------------------------------------------------
 
 
-@bug("NF15", symptom="fal files download runs out of memory", topic=FILES, seen=SEEN)
+@bug("N30", symptom="fal files download runs out of memory", topic=FILES, seen=SEEN)
 def test_a_download_is_held_in_memory(fs, tmp_path, fal_data):
     """A file that is downloaded is held in memory as a whole.
 
@@ -397,7 +397,7 @@ def test_a_download_is_held_in_memory(fs, tmp_path, fal_data):
     assert os.path.getsize(tmp_path / "in pieces.bin") == size
 
 
-@bug("NF16", symptom="fal files list shows another name", topic=FILES, seen=SEEN)
+@bug("N31", symptom="fal files list shows another name", topic=FILES, seen=SEEN)
 def test_brackets_in_names_are_taken_for_colours(fal_data, capsys):
     """`fal files list` leaves out what stands in brackets, where it could be a style.
 

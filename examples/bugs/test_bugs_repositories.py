@@ -106,7 +106,7 @@ class Painter(fal.App):
 
 
 @bug(
-    "NG1",
+    "N32",
     symptom="runners that nobody has deployed again answer with the new code, or half of it",
     topic=TOPIC,
     seen=SEEN,
@@ -130,7 +130,7 @@ def test_a_new_runner_changes_the_code_of_those_that_run(fal_runner, fal_git):
 
 
 @bug(
-    "NG2",
+    "N33",
     symptom="the clone has the files of another repository",
     topic=TOPIC,
     seen=SEEN,
@@ -162,7 +162,7 @@ def test_repositories_of_one_name_replace_each_other(fal_git, one, other):
 
 
 @bug(
-    "NG3",
+    "N34",
     symptom="the token of our private repository is in the logs",
     topic=TOPIC,
     seen=SEEN,
@@ -193,7 +193,7 @@ def test_the_token_of_a_private_repository_is_printed_and_stored(fal_git, fal_da
 
 
 @bug(
-    "NG4",
+    "N35",
     symptom="the code of a pinned commit is not what that commit has",
     topic=TOPIC,
     seen=SEEN,
@@ -220,7 +220,7 @@ def test_a_changed_file_of_a_pinned_clone_stays_changed(fal_git, fal_data):
 
 
 @bug(
-    "NG5",
+    "N36",
     symptom="we pin a branch, and never get its new commits",
     topic=TOPIC,
     seen=SEEN,
