@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from emulator.schedule import Appointment
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
+    from emulator.storage.node_uploader import NodeUpload, Uploader
     from emulator.storage.volume import Volume
     from pytest_fal.warnings import MemoryNotGivenBackWarning, UnusedFaultWarning
 
@@ -50,6 +51,7 @@ __all__ = [
     "Ledger",
     "MemoryNotGivenBackWarning",
     "MockRouter",
+    "NodeUpload",
     "Origin",
     "Runner",
     "RunnerError",
@@ -59,6 +61,7 @@ __all__ = [
     "Settings",
     "StartupError",
     "UnusedFaultWarning",
+    "Uploader",
     "Volume",
 ]
 
@@ -81,6 +84,7 @@ _MODULES = {
     "Ledger": "emulator.ledger",
     "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
+    "NodeUpload": "emulator.storage.node_uploader",
     "Origin": "emulator.hosts.origin",
     "Runner": "emulator.runners.runner",
     "RunnerError": "emulator.runners.runner",
@@ -90,6 +94,7 @@ _MODULES = {
     "Settings": "emulator.settings",
     "StartupError": "emulator.runners.runner",
     "UnusedFaultWarning": "pytest_fal.warnings",
+    "Uploader": "emulator.storage.node_uploader",
     "Volume": "emulator.storage.volume",
 }
 

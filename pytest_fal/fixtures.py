@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emulator.network.faults import Faults
     from emulator.runners.runner import RunnerFactory
     from emulator.storage.cdn import CDN
+    from emulator.storage.node_uploader import Uploader
     from emulator.storage.volume import Volume
 
 #: On a test's node: its emulator, and whether it has failed.
@@ -58,6 +59,12 @@ def fal_tmp(fal_emulator: Emulator) -> Volume:
 def fal_cdn(fal_emulator: Emulator) -> CDN:
     """The files on the CDN."""
     return fal_emulator.cdn
+
+
+@pytest.fixture
+def fal_uploader(fal_emulator: Emulator) -> Uploader:
+    """The node's uploader, with ``@pytest.mark.fal(local_uploader=True)``: hold it, crash it."""
+    return fal_emulator.uploader
 
 
 @pytest.fixture
