@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import httpx
 
+from emulator.errors import EmulatorError
 from emulator.hosts.common import LOST_CONTEXT, PathRouter, not_found, read_lifecycle
 from emulator.identity import Identities
 from emulator.ledger import Exchange
@@ -59,6 +60,8 @@ class UploaderHost:
         peer = request.extensions.get("fal_peer")
         if peer is None or peer.port:
             return None
+        if not self._uploader.is_running:  # it connected a moment before the crash
+            raise ConnectionResetError("the uploader crashed")
         handler, arguments = self._paths.find(request.method, request.url.path)
         if handler is None:
             exchange.notes.append("the emulator does not know this call")
@@ -107,7 +110,11 @@ class UploaderHost:
         self, request: httpx.Request, exchange: Exchange, identifier: str
     ) -> httpx.Response:
         wait = request.extensions.get("fal_wait", lambda _seconds: None)
-        upload = self._uploader.wait(identifier, _seconds(request), lambda: wait(0))
+        try:
+            upload = self._uploader.wait(identifier, _seconds(request), lambda: wait(0))
+        except EmulatorError as error:
+            exchange.notes.append(str(error))
+            return json_reply({"detail": str(error)}, 500)
         failure = {"failure": upload.failure} if upload.failure else {}
         return _receipt(upload, 200, upload.state, **failure)
 

@@ -52,6 +52,7 @@ class UnixServer(Server):
         self._numbers = count(1)
         self._prefix = f"\0pytest-fal-client-{os.getpid()}-"
         self._own_folder: str | None = None
+        self._is_gone = False
         #: The socket file's path; empty before :meth:`place`.
         self.path = ""
 
@@ -63,6 +64,24 @@ class UnixServer(Server):
             self._own_folder = tempfile.mkdtemp(prefix="fal-", dir=near)
             path = os.path.join(self._own_folder, name)
         self.path = path
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether its socket file is where clients look for it."""
+        return self.is_started and not self._is_gone
+
+    def go(self) -> None:
+        """Be as if nobody listened: no socket file, and no connection that was open."""
+        if self.is_reachable:
+            self._is_gone = True
+            os.rename(self.path, self._aside)
+        self.close_connections()
+
+    def come_back(self) -> None:
+        """Be there again."""
+        if self._is_gone:
+            os.rename(self._aside, self.path)
+            self._is_gone = False
 
     def remove(self) -> None:
         """Stop, and leave nothing."""
@@ -82,9 +101,14 @@ class UnixServer(Server):
     def stop(self) -> None:
         """Close everything and remove the socket file."""
         if self.is_started:
+            self.come_back()
             with suppress(FileNotFoundError):
                 os.unlink(self.path)
             super().stop()
+
+    @property
+    def _aside(self) -> str:
+        return f"{self.path}-"
 
     def listen(self) -> socket.socket:
         """At the path, anew."""

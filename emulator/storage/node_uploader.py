@@ -84,7 +84,7 @@ class Uploader:
     @property
     def is_running(self) -> bool:
         """Whether it can be reached; it cannot after a crash."""
-        return self._server.is_started
+        return self._server.is_reachable
 
     @property
     def pending(self) -> list[NodeUpload]:
@@ -158,13 +158,12 @@ class Uploader:
             if lose:
                 self._known.clear()
         self._say(f"crashed; {len(self.pending)} accepted uploads are left on its disk")
-        self._server.stop()
+        self._server.go()
 
     def restart(self) -> None:
         """Start again after a crash, or end draining; what was kept goes on."""
         self._drains = False
-        if not self.is_running:
-            self._server.start()
+        self._server.come_back()
         self._say("started")
         self._go_on()
 
@@ -256,19 +255,22 @@ class Uploader:
 
         Raises:
             UploadError: 404, there is none (any more).
+            ConnectionError: the uploader crashed meanwhile.
             EmulatorError: only the test could end the wait, and did not for half a minute.
         """
-        upload = self._of(identifier)
+        upload, crashes = self._of(identifier), self._crashes
         if seconds and upload.state == "pending":
             wait_until(
                 self._clock,
                 self._changed,
-                lambda: upload.is_over or identifier not in self._known,
+                lambda: upload.is_over or crashes != self._crashes,
                 timedelta(seconds=seconds),
                 lambda: self._check_wait(upload, check),
                 due=upload.due,
             )
-        return self._of(identifier)
+        if crashes != self._crashes:
+            raise ConnectionResetError("the uploader crashed")
+        return upload
 
     # --- a test's end ----------------------------------------------------------------------------
 
@@ -281,6 +283,7 @@ class Uploader:
     def reset(self) -> None:
         """Forget everything."""
         self._holds = self._drains = False
+        self._server.come_back()
         self.uploads = []
         self._known.clear()
 
