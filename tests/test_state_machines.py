@@ -18,6 +18,7 @@ from machines.clock_machine import ClockAndFiles  # noqa: E402
 from machines.data_machine import DataBetweenRunners  # noqa: E402
 from machines.download_machine import DownloadCache  # noqa: E402
 from machines.machine import run  # noqa: E402
+from machines.uploader_machine import NodeUploads  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,10 @@ def test_the_clock_and_the_times_of_files(fal_emulator: Emulator) -> None:
 
 def test_data_between_runners(tmp_path: Path) -> None:
     run(DataBetweenRunners, tmp_path, examples=30)
+
+
+def test_files_handed_to_the_node(fal_emulator: Emulator) -> None:
+    run(NodeUploads, fal_emulator, examples=15)
 
 
 # --- what the machines have found -----------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from emulator.errors import EmulatorError
 from emulator.network import http1
 from emulator.network.peer import Peer
 from emulator.network.server import Connection, Server
@@ -60,7 +61,13 @@ class UnixServer(Server):
         """Say where the socket file shall be; somewhere else if that is too long for a socket."""
         path = os.path.join(folder, name)
         if len(os.fsencode(path)) > _LONGEST_PATH:
-            near = next(place for place in _SHORT_FOLDERS if os.access(place, os.W_OK | os.X_OK))
+            usable = (place for place in _SHORT_FOLDERS if os.access(place, os.W_OK | os.X_OK))
+            near = next(usable, None)
+            if near is None:
+                raise EmulatorError(
+                    f"{path} is too long for a socket file, and none of {', '.join(_SHORT_FOLDERS)}"
+                    " can be written to. Give pytest a shorter --basetemp."
+                )
             self._own_folder = tempfile.mkdtemp(prefix="fal-", dir=near)
             path = os.path.join(self._own_folder, name)
         self.path = path

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import httpx
 
 from emulator.errors import EmulatorError
-from emulator.network.router import LetThrough
 from emulator.patience import CHECK_SECONDS, wait_until
+from emulator.storage.node_delivery import to_bucket, to_cdn
 from emulator.storage.node_upload import Form, NodeUpload, State
-from emulator.storage.upload_policy import what_s3_said
 from emulator.storage.uploads import UploadError
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN
     from emulator.storage.objects import ObjectStore
-    from emulator.storage.uploads import Upload
 
 __all__ = ["NodeUpload", "Uploader"]
 
@@ -125,9 +123,12 @@ class Uploader:
         """Bring one upload to the CDN now, also if it is held or has to wait.
 
         Raises:
-            EmulatorError: it is not pending.
+            EmulatorError: it is not pending, or the uploader has crashed.
         """
-        self._deliver(self._pending(url, "complete"))
+        upload = self._pending(url, "complete")
+        if not self.is_running:
+            raise EmulatorError("The uploader has crashed. Call fal_uploader.restart() first.")
+        self._deliver(upload)
 
     def fail(self, url: str, reason: str = "the CDN refused it") -> None:
         """Let one upload fail for good: its URL stays dead.
@@ -390,42 +391,23 @@ class Uploader:
             upload.is_moving = True
             self._cancel(upload)
         if upload.on_cdn is not None:
-            self._send_to_cdn(upload, upload.on_cdn)
+            notes: list[str] = []
+            self._end(upload, to_cdn(upload, self._store, self._cdn, notes))
+            for note in notes:
+                self._say(f"{upload.url}: {note}")
             return
         # Nobody waits for a bucket [§1.13], but where nothing holds it a test finds it there.
         thread = threading.Thread(
-            target=self._send_to_bucket, args=(upload,), name="fal-uploader", daemon=True
+            target=lambda: self._end(upload, to_bucket(upload, self._store, self._send)),
+            name="fal-uploader",
+            daemon=True,
         )
         self._threads.append(thread)
         thread.start()
         while thread.is_alive() and not self._is_held():
             thread.join(0.01)
 
-    def _send_to_cdn(self, upload: NodeUpload, on_cdn: Upload) -> None:
-        notes: list[str] = []
-        try:
-            self._cdn.receive(on_cdn, self._store.read(upload.key), notes)
-        except UploadError as error:
-            self._finish(upload, "failed", str(error))
-        else:
-            self._finish(upload, "completed")
-        for note in notes:
-            self._say(f"{upload.url}: {note}")
-
-    def _send_to_bucket(self, upload: NodeUpload) -> None:
-        policy, size = upload.form.policy, upload.size
-        assert policy is not None
-        assert size is not None
-        content = self._store.read(upload.key)
-        request = policy.request(upload.file_name, upload.content_type, content, size)
-        try:
-            response = self._send(request, "node")
-            response.read()
-            failure = what_s3_said(response)
-        except LetThrough:
-            failure = "the emulated node does not reach the real network"
-        except Exception as error:  # a fault's, or whatever a route of the test's raised
-            failure = f"{type(error).__name__}: {error}"
+    def _end(self, upload: NodeUpload, failure: str | None) -> None:
         self._finish(upload, "failed" if failure else "completed", failure)
 
     def _expire(self, upload: NodeUpload) -> None:
