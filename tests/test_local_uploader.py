@@ -31,6 +31,7 @@ from versions import since
 
 from emulator.errors import EmulatorError
 from emulator.network.unix_server import UnixServer
+from emulator.runners.runner import RunnerError
 from emulator.storage import node_uploader
 
 if TYPE_CHECKING:
@@ -611,6 +612,33 @@ def test_a_gate_holds_the_runner_and_not_the_test(
         assert fal_uploader.find(saving.result().json()["url"]).state == "completed"
 
 
+def test_a_runner_that_is_killed_in_the_middle_of_a_file_leaves_nothing(
+    fal_runner: RunnerFactory, fal_faults: Faults, fal_uploader: Uploader
+) -> None:
+    runner = fal_runner(Saver, isolation="process")
+    fal_faults.kill_runner(after=3, of="request", host=NODE)
+    with pytest.raises(RunnerError):
+        runner.post("/")
+    assert fal_uploader.uploads == []
+
+
+def test_a_runner_that_is_killed_before_its_answer_leaves_a_file(
+    fal_runner: RunnerFactory, fal_faults: Faults, fal_uploader: Uploader, fal_cdn: CDN
+) -> None:
+    runner = fal_runner(Saver, isolation="process")
+    fal_faults.kill_runner(after=0, host=NODE)
+    with pytest.raises(RunnerError):
+        runner.post("/")
+    assert [file.runner for file in fal_cdn.files] == [runner.name]
+
+
+def test_a_node_that_says_nothing_is_an_interruption(fal_faults: Faults, fal_cdn: CDN) -> None:
+    fal_faults.timeout(host=NODE, path="/v1/uploads")
+    with pytest.raises(FileUploadException, match="connection was interrupted"):
+        upload()
+    assert fal_cdn.files == []
+
+
 def test_a_slow_node_takes_the_clocks_time(fal_faults: Faults, fal_clock: Clock) -> None:
     fal_clock.freeze(START)
     fal_faults.slow(20, host=NODE)
@@ -722,6 +750,15 @@ def test_nothing_goes_on_while_it_is_down(
     assert fal_cdn.files == []
     fal_uploader.restart()
     assert fal_cdn.get(url) == b"bytes"
+
+
+def test_nothing_can_be_completed_while_it_is_down(fal_uploader: Uploader) -> None:
+    fal_uploader.hold()
+    url = upload()
+    fal_uploader.crash(lose=False)
+    with pytest.raises(EmulatorError) as refused:
+        fal_uploader.complete(url)
+    assert str(refused.value) == ("The uploader has crashed. Call fal_uploader.restart() first.")
 
 
 def test_its_deadline_passes_while_it_is_down(fal_uploader: Uploader, fal_clock: Clock) -> None:

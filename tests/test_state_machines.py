@@ -50,7 +50,7 @@ def test_data_between_runners(tmp_path: Path) -> None:
 
 
 def test_files_handed_to_the_node(fal_emulator: Emulator) -> None:
-    run(NodeUploads, fal_emulator, examples=15)
+    run(NodeUploads, fal_emulator, examples=20)
 
 
 # --- what the machines have found -----------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 
 import fal
@@ -249,3 +250,33 @@ def test_a_hiccup_of_the_node_is_a_500(fal_runner, fal_http, fal_faults):
     fal_faults.drop(after=0, host=NODE, times=1)
     assert runner.post("/", headers=TO_THE_BUCKET).status_code == 500
     assert bucket.call_count == 1
+
+
+@bug(
+    "NU3",
+    symptom="an output of 90 MB takes seconds to upload, and one of 110 MB no time at all",
+    topic=TOPIC,
+    seen=SEEN,
+)
+@pytest.mark.fal(local_uploader=True)
+def test_bytes_are_copied_again_and_again(fal_tmp):
+    """What is handed to the node as bytes costs processor time by the square of its size.
+
+    Production: the larger an output, the longer a runner is busy with nothing but copying: 64 MB
+        took 3 s of it, and 0.06 s as a stream.
+    Expected: twice the size takes twice the time.
+    Happens: files of up to 100 MiB are handed to httpx in one piece; the socket takes some 200 kB
+        of it at a time, and for each of them all the rest is copied.
+    Avoid: File.from_path(path, multipart=True), which sends any file in small pieces.
+    """
+    content = bytes(32_000_000)
+    path = fal_tmp.write("film.mp4", content)
+
+    def seconds(upload):
+        start = time.thread_time()
+        upload()
+        return time.thread_time() - start
+
+    as_a_stream = seconds(lambda: File.from_path(path, multipart=True))
+    assert seconds(lambda: File.from_bytes(content)) > 4 * as_a_stream
+    assert seconds(lambda: File.from_path(path)) > 4 * as_a_stream

@@ -52,17 +52,18 @@ class NodeUploads(EmulatorMachine):
         #: What arrives before its deadline while the clock is being moved.
         self.going: list[Known] = []
 
-    @initialize(delayed=st.booleans())
-    def begin(self, delayed: bool) -> None:
+    @initialize()
+    def begin(self) -> None:
         settings = Settings(
-            uploader_delay=DELAY if delayed else timedelta(0),
+            uploader_delay=DELAY,
             uploader_deadline=DEADLINE,
             uploader_capacity=CAPACITY,
             unfinished_read="not_found",
         )
         self.emulator.reset(settings)
         self.emulator.clock.freeze(NOON)
-        self.delay = settings.uploader_delay
+        transport = httpx.HTTPTransport(uds=self.emulator.uploader.socket)
+        self.client = httpx.Client(transport=transport, base_url="http://node", headers=HEADERS)
 
     @property
     def now(self) -> datetime:
@@ -70,9 +71,11 @@ class NodeUploads(EmulatorMachine):
 
     def ask(self, method: str, path: str, **options: object) -> httpx.Response:
         """The node's answer."""
-        transport = httpx.HTTPTransport(uds=self.emulator.uploader.socket)
-        with httpx.Client(transport=transport, base_url="http://node", headers=HEADERS) as client:
-            return client.request(method, path, **options)  # type: ignore[arg-type]
+        return self.client.request(method, path, **options)  # type: ignore[arg-type]
+
+    def teardown(self) -> None:
+        self.client.close()
+        super().teardown()
 
     def pending(self) -> list[Known]:
         return [one for one in self.known if one.state == "pending"]
@@ -87,7 +90,7 @@ class NodeUploads(EmulatorMachine):
             late = self.now - one.accepted
             if late >= DEADLINE and one not in self.going:
                 one.state = "failed"
-            elif late >= self.delay and not self.holds:
+            elif late >= DELAY and not self.holds:
                 one.state = "completed"
 
     # --- steps ------------------------------------------------------------------------------------
