@@ -27,6 +27,7 @@ from emulator.hosts.kv import KVHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
+from emulator.hosts.uploader import UploaderHost
 from emulator.identity import Identities
 from emulator.ledger import Ledger
 from emulator.network.faults import Faults
@@ -43,6 +44,7 @@ from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
 from emulator.storage.file_service import FileService
 from emulator.storage.kv import KV
+from emulator.storage.node_uploader import Uploader
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
 
@@ -135,6 +137,11 @@ class Emulator:
         """Everybody else's git repositories."""
         self._check_active("git")
         return self._git
+
+    @property
+    def uploader(self) -> Uploader:
+        """The node's uploader, between runners and the CDN."""
+        return self._uploader
 
     @property
     def http(self) -> respx.MockRouter:
@@ -233,6 +240,7 @@ class Emulator:
             # The first time only. Its threads see what this one sees now: a side effect of a user's
             # route that writes to /data, called on one of them, must not find the host's.
             self._network.wire.start()
+            self._network.api_socket.start()
             self._reset_state()
             self._limit_volumes()
             self._surround()
@@ -249,10 +257,12 @@ class Emulator:
             undo.callback(self._environment.leave)
             self._environment.enter(certificate)
             self._git.enter(os.environ)
+            self._environment.offer_uploader(self.uploader.socket, self.settings.local_uploader)
             self._network.enter(certificate, undo)
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self._kv.reset, self.settings)
             undo.callback(self.clock.reset)
+            undo.callback(self._uploader.end)
             undo.callback(self._between.stop)
             undo.callback(self._files.end)
             undo.callback(self._sdk.drain)
@@ -293,6 +303,7 @@ class Emulator:
             self._prepared = False
             self._runners.close()
             self._network.wire.stop()
+            self._network.api_socket.remove()
             self._store.close()
             for path in (self._bundle, self._certificate_file):
                 if os.path.exists(path):
@@ -335,6 +346,17 @@ class Emulator:
         router = Router(self.ledger, self._routes, self.faults)
         router.before_request = self.clock.keep_appointments
         self._network = Network(self._authority, router, self._runners, settings)
+        self._network.api_socket.place(self._root, "api.sock")
+        self._uploader = Uploader(
+            self._cdn,
+            self._store,
+            self.clock,
+            self.ledger,
+            settings,
+            self._network.api_socket,
+            router.dispatch,
+            lambda: self.faults.holds,
+        )
         self._connect()
         self._prepared = True
 
@@ -349,6 +371,7 @@ class Emulator:
             RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
             KVHost(self._kv, self._identities),
+            UploaderHost(self._uploader, lambda: self.settings, runners.is_outside_of_requests),
             RunnerHost(runners.named),
         ]
         runners.ended = self._gateway.runner_ended
@@ -361,6 +384,7 @@ class Emulator:
     def _reset_state(self) -> None:
         self._cdn.reset(self.settings)
         self._kv.reset(self.settings)
+        self._uploader.reset()
         self.ledger.reset()
         self.origin.reset()
         self.faults.reset()

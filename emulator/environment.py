@@ -66,6 +66,17 @@ class Environment:
         for name in _CA_VARIABLES:
             environment[name] = certificate
 
+    def offer_uploader(self, path: str, use: bool) -> None:
+        """Name our socket, whether it is used or not: the SDK's default is the host's.
+
+        Args:
+            path: of the socket of the node's uploader.
+            use: whether the SDK shall upload by way of it.
+        """
+        os.environ["FAL_API_SOCKET"] = path
+        if use:
+            os.environ["FAL_USE_LOCAL_UPLOADER"] = "1"
+
     def leave(self) -> None:
         """Restore."""
         saved, self._saved = self._saved, None

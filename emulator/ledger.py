@@ -12,7 +12,10 @@ from emulator.checks import fail, happened, listed
 __all__ = ["Event", "Exchange", "Ledger"]
 
 _SECRET_HEADERS = frozenset(
-    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-fal-cdn-token", "x-api-key"}
+    {
+        *("authorization", "proxy-authorization", "cookie", "set-cookie", "x-fal-cdn-token"),
+        *("x-api-key", "x-app-fal-upload-policy"),  # which has signatures
+    }
 )
 _SECRET_PARAMETERS = ("token", "signature", "identity", "key", "secret", "credential", "jwt")
 
@@ -24,7 +27,8 @@ class Exchange:
     number: int
     #: Virtual time of the request.
     at: datetime
-    #: What sent it: ``"httpx"``, ``"urllib"`` or ``"wire"`` (any other client, over a socket).
+    #: What sent it: ``"httpx"``, ``"urllib"`` or ``"wire"`` (any other client, over a socket);
+    #: ``"node"``: the node's uploader, to a bucket.
     client: str
     method: str
     #: The URL, with the values of secret parameters replaced by ``***``.

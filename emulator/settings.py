@@ -226,6 +226,35 @@ class Settings(BaseModel):
         description="Answer to a ttl that is no whole number of 60 to 2592000 seconds [§10].",
     )
 
+    # --- the node's uploader ---------------------------------------------------------------------
+    local_uploader: bool = Field(
+        default=False,
+        description="Whether the SDK hands its uploads to the node: FAL_USE_LOCAL_UPLOADER in the "
+        "test and on runners [§1.12].",
+    )
+    uploader_delay: timedelta = Field(
+        default=timedelta(0),
+        ge=timedelta(0),
+        description="From the node's acceptance of a file until the CDN has it [§1.12].",
+    )
+    uploader_deadline: timedelta = Field(
+        default=timedelta(hours=1),
+        gt=timedelta(0),
+        description="After so long the node gives up a file that it has accepted and could not "
+        "bring to the CDN; how long that is is not known [§1.12].",
+    )
+    uploader_limit: int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes that the node takes at most in one file, else 413; None: any size.",
+    )
+    uploader_capacity: int | None = Field(
+        default=None,
+        ge=1,
+        description="Files that the node has accepted and not brought to the CDN yet, at most, "
+        "else 429; None: any number.",
+    )
+
     @field_validator("account_acl")
     @classmethod
     def _acl_is_understood(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
     from emulator.storage.kv import KV, KVEntry
+    from emulator.storage.node_uploader import NodeUpload, Uploader
     from emulator.storage.volume import Volume
     from pytest_fal.warnings import MemoryNotGivenBackWarning, UnusedFaultWarning
 
@@ -56,6 +57,7 @@ __all__ = [
     "Ledger",
     "MemoryNotGivenBackWarning",
     "MockRouter",
+    "NodeUpload",
     "Origin",
     "Runner",
     "RunnerError",
@@ -66,6 +68,7 @@ __all__ = [
     "StartupError",
     "Submodule",
     "UnusedFaultWarning",
+    "Uploader",
     "Volume",
 ]
 
@@ -92,6 +95,7 @@ _MODULES = {
     "Ledger": "emulator.ledger",
     "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
+    "NodeUpload": "emulator.storage.node_uploader",
     "Origin": "emulator.hosts.origin",
     "Runner": "emulator.runners.runner",
     "RunnerError": "emulator.runners.runner",
@@ -102,6 +106,7 @@ _MODULES = {
     "StartupError": "emulator.runners.runner",
     "Submodule": "emulator.hosts.git",
     "UnusedFaultWarning": "pytest_fal.warnings",
+    "Uploader": "emulator.storage.node_uploader",
     "Volume": "emulator.storage.volume",
 }
 

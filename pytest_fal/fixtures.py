@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from emulator.runners.runner import RunnerFactory
     from emulator.storage.cdn import CDN
     from emulator.storage.kv import KV
+    from emulator.storage.node_uploader import Uploader
     from emulator.storage.volume import Volume
 
 #: On a test's node: its emulator, and whether it has failed.
@@ -66,6 +67,12 @@ def fal_cdn(fal_emulator: Emulator) -> CDN:
 def fal_kv(fal_emulator: Emulator) -> KV:
     """The entries of the key-value store."""
     return fal_emulator.kv
+
+
+@pytest.fixture
+def fal_uploader(fal_emulator: Emulator) -> Uploader:
+    """The node's uploader, with ``@pytest.mark.fal(local_uploader=True)``: hold it, crash it."""
+    return fal_emulator.uploader
 
 
 @pytest.fixture

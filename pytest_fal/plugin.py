@@ -26,6 +26,7 @@ from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the p
     fal_origin,
     fal_runner,
     fal_tmp,
+    fal_uploader,
     running,
 )
 

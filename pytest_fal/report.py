@@ -41,6 +41,7 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
     sections = [
         (_count(len(ledger.exchanges), "exchange"), table(ledger.exchanges)),
         ("events", events[-_MOST:]),
+        ("uploads by way of the node that are not there", _unfinished(emulator)),
         ("clock", _clock(emulator)),
         ("faults that never struck", [repr(fault) for fault in emulator.faults.unused]),
         (f"volumes, kept in {emulator.directory}", _volumes(emulator)),
@@ -113,6 +114,10 @@ def _clock(emulator: Emulator) -> list[str]:
         return []
     how = "stopped" if clock.frozen else "running"
     return [f"virtual time {clock.now():%Y-%m-%d %H:%M:%S} UTC, {how}"]
+
+
+def _unfinished(emulator: Emulator) -> list[str]:
+    return [repr(upload)[1:-1] for upload in emulator.uploader.unfinished[-_MOST:]]
 
 
 def _volumes(emulator: Emulator) -> list[str]:

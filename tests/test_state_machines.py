@@ -19,6 +19,7 @@ from machines.data_machine import DataBetweenRunners  # noqa: E402
 from machines.download_machine import DownloadCache  # noqa: E402
 from machines.kv_machine import KeysAndValues  # noqa: E402
 from machines.machine import run  # noqa: E402
+from machines.uploader_machine import NodeUploads  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +52,10 @@ def test_the_key_value_store(fal_emulator: Emulator) -> None:
 
 def test_data_between_runners(tmp_path: Path) -> None:
     run(DataBetweenRunners, tmp_path, examples=30)
+
+
+def test_files_handed_to_the_node(fal_emulator: Emulator) -> None:
+    run(NodeUploads, fal_emulator, examples=20)
 
 
 # --- what the machines have found -----------------------------------------------------------------

@@ -22,6 +22,7 @@ import requests
 
 from emulator.errors import EmulatorError
 from emulator.network import http1
+from emulator.network import server as server_module
 from emulator.network import wire as wire_module
 from emulator.network.trust import Authority
 from emulator.network.wire import Abort, ClientGoneError, Peer, Wire
@@ -847,7 +848,7 @@ class TestLifetime:
     def test_a_handler_that_does_not_end_is_named(
         self, serve: Serve, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(wire_module, "JOIN_SECONDS", 0.01)
+        monkeypatch.setattr(server_module, "JOIN_SECONDS", 0.01)
         entered, go_on = threading.Event(), threading.Event()
 
         def handler(request: httpx.Request) -> httpx.Response:

@@ -103,7 +103,7 @@ class CDNHost:
             exchange.notes.append(f"the file expired at {self._cdn.info(url).expires_at:{TIME}}")
             return _error(self._cdn.settings.expired_status)
         if self._cdn.pending(url):
-            exchange.notes.append("the file's upload has begun and is not finished")
+            exchange.notes.append(f"the file's {self._cdn.unfinished(url)}")
         else:
             exchange.notes.append("no file was ever uploaded to this URL")
         return _error(404)

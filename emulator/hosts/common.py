@@ -15,7 +15,15 @@ from emulator.settings import Settings
 from emulator.storage.cdn import UploadError
 from emulator.storage.lifecycle import parse_preference
 
-__all__ = ["PathRouter", "not_found", "read_lifecycle", "read_parts"]
+__all__ = ["LOST_CONTEXT", "PathRouter", "not_found", "read_lifecycle", "read_parts"]
+
+#: What is noted of an upload that should have a request, and has none [§1.9].
+LOST_CONTEXT = (
+    "the request's context was lost: this upload has no request id, no token and no lifecycle "
+    "preference of the caller's. The SDK has them in the endpoint and asyncio.to_thread, not in "
+    "threads of the app's own, executors, websockets, nor where an app that came by pickle imports "
+    "the toolkit in a method"
+)
 
 Handler = Callable[..., httpx.Response]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from emulator.hosts.common import PathRouter, not_found, read_lifecycle, read_parts
+from emulator.hosts.common import LOST_CONTEXT, PathRouter, not_found, read_lifecycle, read_parts
 from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
@@ -20,12 +20,6 @@ from emulator.storage.lifecycle import rewrite_file_name
 __all__ = ["RestHost", "answers_rest"]
 
 _NAMES = frozenset({"rest.fal.ai", "rest.alpha.fal.ai"})
-_LOST = (
-    "the request's context was lost: this upload has no request id, no token and no lifecycle "
-    "preference of the caller's. The SDK has them in the endpoint and asyncio.to_thread, not in "
-    "threads of the app's own, executors, websockets, nor where an app that came by pickle imports "
-    "the toolkit in a method"
-)
 _STORAGE_TYPES = {"fal-cdn-v3": None, "fal-cdn": None, "gcs": "storage.googleapis.com"}
 
 
@@ -99,7 +93,7 @@ class RestHost:
         data = _json(request)
         request_id = request.headers.get("x-fal-request-id")
         if request_id is None and self._is_outside_of_requests(exchange.runner):
-            exchange.notes.append(_LOST)
+            exchange.notes.append(LOST_CONTEXT)
         lifecycle = read_lifecycle(request, exchange, self._cdn.settings)
         return self._cdn.begin(
             rewrite_file_name(str(data.get("file_name") or "upload.bin")),

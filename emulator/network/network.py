@@ -17,6 +17,7 @@ from emulator.network.matching import Connection
 from emulator.network.peer import Peer
 from emulator.network.reply import Body
 from emulator.network.resolver import Resolver, is_local
+from emulator.network.unix_server import UnixServer
 from emulator.network.urllib_entrance import UrllibEntrance
 from emulator.network.wire import Abort, Stall, Wire
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from emulator.network.trust import Authority
     from emulator.settings import Settings
 
-__all__ = ["Callers", "Network"]
+__all__ = ["NODE", "Callers", "Network"]
+
+#: The name of what a runner reaches over ``FAL_API_SOCKET``.
+NODE = "uploader.fal"
 
 
 class Callers(Protocol):
@@ -61,6 +65,7 @@ class Network:
     ) -> None:
         self.router = router
         self.wire = Wire(self._answer_wire, authority)
+        self.api_socket = UnixServer(self._answer_wire, NODE, callers.number_here)
         self._callers = callers
         self._settings = settings
         self.resolver = Resolver(
@@ -68,6 +73,7 @@ class Network:
         )
         self.resolver.before_lookup = self._strike_lookup
         self.resolver.before_connect = self._strike_connection
+        self.resolver.before_file = self.api_socket.name_client
         self.wire.flaw_of = self._strike_handshake
         router.lets_through = self._lets_through
         router.addresses = self.resolver.addresses
@@ -79,6 +85,7 @@ class Network:
         """Forget names, addresses and errors."""
         self.resolver.reset()
         self.wire.errors.clear()
+        self.api_socket.errors.clear()
 
     def enter(self, certificate: str, undo: ExitStack) -> None:
         """Take over all clients; *undo* gives them back.
@@ -93,6 +100,7 @@ class Network:
         undo.callback(self._aiohttp.uninstall)
         self._aiohttp.install(certificate)
         undo.callback(self.wire.close_connections)
+        undo.callback(self.api_socket.close_connections)
 
     def _lets_through(self, host: str) -> bool:
         allowed = self._settings().allow_hosts

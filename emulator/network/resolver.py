@@ -85,6 +85,8 @@ class Resolver:
         self.before_connect: Callable[[str, str, int], None] = lambda _name, _address, _port: None
         #: Asked before each look-up of an emulated name; may raise a ``socket.gaierror``.
         self.before_lookup: Callable[[str], None] = lambda _name: None
+        #: Told of each connection to a socket file, before it is made.
+        self.before_file: Callable[[socket.socket, Any], None] = lambda _sock, _path: None
 
     def reset(self) -> None:
         """Forget the addresses that the test chose."""
@@ -233,6 +235,8 @@ class Resolver:
 
     def _connect(self, real: Callable[[Any, Any], Any], sock: socket.socket, address: Any) -> Any:
         if not self._installed or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            if self._installed and sock.family == socket.AF_UNIX:
+                self.before_file(sock, address)
             return real(sock, address)
         host, port = _text(address[0]) or "", address[1]
         if not _is_address(host):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from emulator.checks import ANY, WantedUpload, fail, happened, how_uploaded, listed, name_of
 from emulator.errors import EmulatorError
+from emulator.patience import wait_until
 from emulator.storage.lifecycle import (
     LIFECYCLE_HEADER,
     Acl,
@@ -49,11 +50,6 @@ if TYPE_CHECKING:
     from emulator.storage.objects import ObjectStore
 
 __all__ = ["CDN", "CDNFile", "Upload", "UploadError"]
-
-#: Real seconds that a read gives other threads to finish the upload while the clock stands still.
-_WAIT_ON_A_STOPPED_CLOCK = 0.25
-#: How often such a read looks whether its client is still there.
-_CHECK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -389,20 +385,27 @@ class CDN:
             check: called now and then; what it raises ends the wait.
         """
         key = self._find_key(url)
-        frozen = self._clock.frozen
-        left = _WAIT_ON_A_STOPPED_CLOCK if frozen else limit.total_seconds()
-        with self._changed:
-            while not (done := key not in self._pending) and left > 0:
-                self._changed.wait(min(left, _CHECK_SECONDS))
-                left -= _CHECK_SECONDS
-                check()
-        if not done and frozen:
-            self._clock.sleep(limit.total_seconds())
-        return done
+        upload = self._pending.get(key)
+        return wait_until(
+            self._clock,
+            self._changed,
+            lambda: key not in self._pending,
+            limit,
+            check,
+            due=upload.due if upload is not None else None,
+            hopeless=upload is not None and upload.failure is not None,
+        )
 
     def pending(self, url: str) -> bool:
         """Whether an upload to *url* has begun and is not finished."""
         return self._find_key(url) in self._pending
+
+    def unfinished(self, url: str) -> str:
+        """What there is to say of an upload that is not finished."""
+        upload = self._pending.get(self._find_key(url))
+        why = upload.failure if upload is not None else None
+        failure = f", and never will be: {why}" if why else ""
+        return f"upload has begun and is not finished{failure}"
 
     def readable(self, url: str) -> CDNFile | None:
         """The file at *url* if it is there and its time is not over."""
@@ -496,7 +499,7 @@ class CDN:
         if key in self._gone:
             return f"{url} is not there any more: it expired at {self._gone[key].expires_at:{TIME}}"
         if key in self._pending:
-            return f"{url} is not there yet: its upload has begun and is not finished"
+            return f"{url} is not there yet: its {self.unfinished(url)}"
         known = ", ".join(file.url for file in self._files.values()) or "nothing"
         return f"there never was a file at {url}; on the CDN is {known}"
 

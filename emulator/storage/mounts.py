@@ -34,6 +34,7 @@ __all__ = [
     "mount_fuse",
     "mount_tmpfs",
     "move",
+    "namespace_of",
     "raise_ambient_capabilities",
     "refusal",
     "set_propagation",
@@ -151,6 +152,14 @@ def _status(name: str) -> str:
 def current_namespace() -> int:
     """The number of the calling thread's mount namespace (2 µs); it names the runner it is on."""
     return os.stat("/proc/thread-self/ns/mnt").st_ino
+
+
+def namespace_of(process: int) -> int | None:
+    """The number of a process's mount namespace; None when it has ended, or is somebody else's."""
+    try:
+        return os.stat(f"/proc/{process}/ns/mnt").st_ino
+    except OSError:
+        return None
 
 
 def enter_user_namespace() -> None:

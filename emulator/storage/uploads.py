@@ -58,6 +58,10 @@ class Upload:
     done: bool = False
     #: Part number to (key of the part's bytes, ETag).
     parts: dict[int, tuple[str, str]] = field(default_factory=dict)
+    #: When it will be finished, where that is known: whoever waits for it waits until then.
+    due: datetime | None = None
+    #: Why it never will be finished, where that is known: nobody need really wait for it.
+    failure: str | None = None
 
     @property
     def is_to_v3(self) -> bool:
