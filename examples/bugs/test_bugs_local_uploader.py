@@ -165,7 +165,7 @@ def test_a_runner_dies_between_the_link_and_the_file(fal_runner, fal_clock, fal_
 
 
 @bug(
-    "NU1",
+    "N37",
     symptom="there are two copies of some outputs, and no request knows of one of them",
     topic=TOPIC,
     seen=SEEN,
@@ -225,7 +225,7 @@ def test_a_bucket_refuses_when_nobody_listens_any_more(fal_runner, fal_http, fal
 
 
 @bug(
-    "NU2",
+    "N38",
     symptom="requests with an upload policy fail with 500, are tried again, and arrive twice",
     topic=TOPIC,
     seen=SEEN,
@@ -253,7 +253,7 @@ def test_a_hiccup_of_the_node_is_a_500(fal_runner, fal_http, fal_faults):
 
 
 @bug(
-    "NU3",
+    "N39",
     symptom="an output of 90 MB takes seconds to upload, and one of 110 MB no time at all",
     topic=TOPIC,
     seen=SEEN,
