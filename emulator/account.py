@@ -22,6 +22,7 @@ from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.origin import Origin
+from emulator.hosts.platform_api import Payloads, PlatformAPI
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
 from emulator.identity import Identities
@@ -40,6 +41,7 @@ from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
+from emulator.users import User
 
 if TYPE_CHECKING:
     from emulator.runners.runner import Runner
@@ -84,7 +86,7 @@ class Emulator:
         self.origin = Origin()
         self.faults = Faults(self.clock.sleep)
         self._routes = Routes()
-        self._identities = Identities(self.clock.now)
+        self._identities = Identities(self.clock.now, lambda: self.settings)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
         self._gateway = Gateway(
@@ -128,6 +130,20 @@ class Emulator:
     def resolver(self) -> Resolver:
         """Names and their addresses."""
         return self._network.resolver
+
+    @property
+    def owner(self) -> User:
+        """The account itself, as a user: it owns the test's files, and its apps run in it."""
+        return self._identities.users.owner
+
+    def user(self, nickname: str, teams: Iterable[User | str] = ()) -> User:
+        """Another user of the platform, who is known to it from now on; always the same object.
+
+        Args:
+            nickname: as access rules name the user.
+            teams: users (teams are some, too) whose rights the user shares.
+        """
+        return self._identities.users.user(nickname, teams)
 
     def runner(
         self,
@@ -301,7 +317,8 @@ class Emulator:
         self._spill = os.path.join(self._root, "objects")
         os.makedirs(self._spill, exist_ok=True)
         self._store = ObjectStore(self._spill, now=self.clock.now)
-        self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
+        users = self._identities.users
+        self._cdn = CDN(self._store, self.clock, self.ledger, self.settings, users)
         settings = lambda: self.settings  # noqa: E731
         self._between = DistributedData(self.clock, self.ledger, settings, lambda: self.data)
         self._runners = Runners(
@@ -316,10 +333,15 @@ class Emulator:
     def _connect(self) -> None:
         """Let the parts know each other."""
         runners = self._runners
+        platform = PlatformAPI(self._cdn)
+        self._payloads = Payloads(self._cdn, self.clock.now)
+        self._payloads.offer(platform)
+        self._payloads.removers = [runners.has_served, self._gateway.has_called]
         self._network.router.hosts = [
             self.origin,
             RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
+            platform,
             RunnerHost(runners.named),
         ]
         runners.ended = self._gateway.runner_ended
@@ -336,6 +358,7 @@ class Emulator:
         self.faults.reset()
         self._routes.reset()
         self._identities.reset()
+        self._payloads.reset()
         self._network.reset()
         self._runners.reset()
         self._gateway.reset()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from emulator.settings import Settings
     from emulator.storage.cdn import CDN, CDNFile
     from emulator.storage.volume import Volume
+    from emulator.users import User
     from pytest_fal.warnings import MemoryNotGivenBackWarning, UnusedFaultWarning
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "Settings",
     "StartupError",
     "UnusedFaultWarning",
+    "User",
     "Volume",
 ]
 
@@ -90,6 +92,7 @@ _MODULES = {
     "Settings": "emulator.settings",
     "StartupError": "emulator.runners.runner",
     "UnusedFaultWarning": "pytest_fal.warnings",
+    "User": "emulator.users",
     "Volume": "emulator.storage.volume",
 }
 
