@@ -43,8 +43,6 @@ class _Signature:
 
     file: str
     token: CDNToken
-    #: Reads whatever the access rules say.
-    unrestricted: bool
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,6 @@ class Reader:
     names: frozenset[str] = frozenset()
     #: The nicknames, to show; None: nobody.
     shown: str | None = None
-    #: Has a signed URL that counts whatever the access rules say.
-    unrestricted: bool = False
     #: Has a signed URL whose time is over.
     is_late: bool = False
     #: The credentials that do not count, and why.
@@ -108,13 +104,12 @@ class Identities:
 
         Args:
             file: its key on the CDN.
-            signer: the token whose identities it carries; a user's nickname: it counts whatever the
-                access rules say.
+            signer: the token whose identities it carries, or a user's nickname: with that of the
+                file's owner it counts whatever the access rules say.
         """
-        by_key = isinstance(signer, str)
         user, also = (signer, ()) if isinstance(signer, str) else (signer.user, signer.also)
         token = self._new(user, lifetime, also)
-        self._signatures[token.token] = _Signature(file, token, by_key)
+        self._signatures[token.token] = _Signature(file, token)
         return token.token
 
     # --- checking --------------------------------------------------------------------------------
@@ -163,7 +158,7 @@ class Identities:
             tokens.append(bearer)
         elif authorization:
             problems.append(self._why_no_token(authorization))
-        unrestricted = is_late = False
+        is_late = False
         for value in signatures:
             signature = self._signatures.get(value)
             if signature is None:
@@ -176,11 +171,9 @@ class Identities:
                 problems.append(f"the signed URL was valid until {late}")
             else:
                 tokens.append(signature.token)
-                unrestricted = unrestricted or signature.unrestricted
         return Reader(
             names=frozenset(name for token in tokens for name in self._names_of(token)),
             shown=" and ".join(dict.fromkeys(token.user for token in tokens)) or None,
-            unrestricted=unrestricted,
             is_late=is_late,
             problems=tuple(problems),
         )

@@ -96,7 +96,7 @@ class CDNHost:
         if reader.is_late and reader.shown is None and self._cdn.settings.expired_signature == 403:
             exchange.notes.extend(reader.problems)
             return 403
-        decision = decide(file.acl, reader.names, reader.unrestricted or reader.owns(file))
+        decision = decide(file.acl, reader.names, reader.owns(file))
         if decision == "allow":
             return None
         exchange.notes.append(why_refused(decision, file.acl, reader))

@@ -52,9 +52,7 @@ class PlatformAPI:
         try:
             account = self._users.account(request.headers.get("authorization"), exchange.runner)
             if account is None:
-                raise APIError(
-                    401, "authorization_error", "an API key is needed"
-                )
+                raise APIError(401, "authorization_error", "an API key is needed")
             exchange.user = account.user.nickname
             request.extensions["fal_account"] = account
             handler, groups = self._paths.find(request.method, request.url.path)

@@ -244,11 +244,9 @@ class CDN:
         """
         lifetime = check_lifetime(expires_in)
         file = self.info(url)
-        identities = self.users.identities
-        signer: Any = file.owner
-        if by is not None:
-            signer = identities.issue(nickname_of(by), lifetime)
-        return f"{file.url}?identity={identities.sign(self._find_key(url), signer, lifetime)}"
+        signer = file.owner if by is None else self._nickname(by)
+        identity = self.users.identities.sign(self._find_key(url), signer, lifetime)
+        return f"{file.url}?identity={identity}"
 
     def set_acl(self, url: str, acl: dict[str, Any] | str | None) -> None:
         """Change who may read a file, as its owner can: ``"hide"``, a whole ACL, None for all."""
