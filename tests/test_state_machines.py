@@ -35,7 +35,7 @@ def test_files_on_the_cdn(fal_emulator: Emulator) -> None:
 
 
 def test_who_may_read(fal_emulator: Emulator) -> None:
-    run(AccessControl, fal_emulator, examples=30)
+    run(AccessControl, fal_emulator, examples=20)
 
 
 # The SDK leaves a socket to the garbage collector when a body without a length is reset.

@@ -27,7 +27,7 @@ NAMES = ("tester", "ann", "bob")
 
 # Few, so that rules, owners and readers often meet; eve is known to nobody.
 users = st.sampled_from(NAMES)
-decisions = st.sampled_from(list(STATUS))
+decisions = st.sampled_from(["hide", "hide", "forbid", "allow"])
 rules = st.lists(
     st.builds(
         lambda user, decision: {"user": user, "decision": decision},
@@ -241,9 +241,17 @@ class AccessControl(EmulatorMachine):
     @rule()
     def read_with_each(self) -> None:
         """The newest files, with each of the newest credentials alone."""
-        for file in self.known[-2:]:
+        for file in self.known[-4:]:
             for one in self.taken[-6:]:
                 self.read(file, [one])
+
+    @rule(one=credentials, offset=st.sampled_from([timedelta(microseconds=-1), timedelta(0)]))
+    def read_at_the_end_of(self, one: Credential, offset: timedelta) -> None:
+        """As long as it counts, and no longer."""
+        if one.until + offset > self.now:
+            self.emulator.clock.move_to(one.until + offset)
+        for file in self.known[-4:] if one.file is None else [one.file]:
+            self.read(file, [one])
 
     def _status(self, file: Known, shown: list[Credential]) -> int:
         """What the model says of a read."""
