@@ -25,6 +25,7 @@ from emulator.hosts.files import FilesHost, PlatformFilesHost
 from emulator.hosts.git import Git
 from emulator.hosts.kv import KVHost
 from emulator.hosts.origin import Origin
+from emulator.hosts.platform_api import Payloads, PlatformAPI
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
 from emulator.hosts.uploader import UploaderHost
@@ -47,6 +48,7 @@ from emulator.storage.kv import KV
 from emulator.storage.node_uploader import Uploader
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
+from emulator.users import User
 
 if TYPE_CHECKING:
     from emulator.runners.runner import Runner
@@ -91,7 +93,7 @@ class Emulator:
         self.origin = Origin()
         self.faults = Faults(self.clock.sleep)
         self._routes = Routes()
-        self._identities = Identities(self.clock.now)
+        self._identities = Identities(self.clock.now, lambda: self.settings)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
         self._kv = KV(self.clock, self.ledger, self.settings)
@@ -152,6 +154,20 @@ class Emulator:
     def resolver(self) -> Resolver:
         """Names and their addresses."""
         return self._network.resolver
+
+    @property
+    def owner(self) -> User:
+        """The account itself, as a user: it owns the test's files, and its apps run in it."""
+        return self._identities.users.owner
+
+    def user(self, nickname: str, teams: Iterable[User | str] = ()) -> User:
+        """Another user of the platform, who is known to it from now on; always the same object.
+
+        Args:
+            nickname: as access rules name the user.
+            teams: users (teams are some, too) whose rights the user shares.
+        """
+        return self._identities.users.user(nickname, teams)
 
     def runner(
         self,
@@ -333,7 +349,8 @@ class Emulator:
         self._spill = os.path.join(self._root, "objects")
         os.makedirs(self._spill, exist_ok=True)
         self._store = ObjectStore(self._spill, now=self.clock.now)
-        self._cdn = CDN(self._store, self.clock, self.ledger, self.settings)
+        users = self._identities.users
+        self._cdn = CDN(self._store, self.clock, self.ledger, self.settings, users)
         settings = lambda: self.settings  # noqa: E731
         self._between = DistributedData(self.clock, self.ledger, settings, lambda: self.data)
         self._files = FileService(lambda: self.data, settings, self._between.enter)
@@ -364,6 +381,10 @@ class Emulator:
         """Let the parts know each other."""
         runners = self._runners
         files = FilesHost(self._files, self._identities, self._network.router.dispatch)
+        platform = PlatformAPI(self._cdn)
+        self._payloads = Payloads(self._cdn, self.clock.now)
+        self._payloads.offer(platform)
+        self._payloads.removers = [runners.has_served, self._gateway.has_called]
         self._network.router.hosts = [
             self.origin,
             files,
@@ -371,7 +392,13 @@ class Emulator:
             RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
             KVHost(self._kv, self._identities),
-            UploaderHost(self._uploader, lambda: self.settings, runners.is_outside_of_requests),
+            UploaderHost(
+                self._uploader,
+                self._identities,
+                lambda: self.settings,
+                runners.is_outside_of_requests,
+            ),
+            platform,
             RunnerHost(runners.named),
         ]
         runners.ended = self._gateway.runner_ended
@@ -390,6 +417,7 @@ class Emulator:
         self.faults.reset()
         self._routes.reset()
         self._identities.reset()
+        self._payloads.reset()
         self._network.reset()
         self._runners.reset()
         self._gateway.reset()

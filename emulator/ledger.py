@@ -42,6 +42,8 @@ class Exchange:
     runner: str | None = None
     #: The address that the client connected to; in process only while faults are injected.
     address: str | None = None
+    #: The nickname of the user who asks, where fal's hosts were shown a valid credential.
+    user: str | None = None
     status: int | None = None
     response_headers: dict[str, str] = field(default_factory=dict, repr=False)
     #: Body bytes that really moved.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SDKState",
+    "another_key",
     "app_of",
     "load_app",
     "load_app_module",
@@ -73,6 +74,7 @@ class SDKState:
         for manager in _token_managers():
             self._save_attribute(manager, "_token")
             _forget_token(manager)
+        self._undo.append(_put_clients_aside())
         self._save_containers()
         self._save_limits()
         self._save_results()
@@ -101,6 +103,8 @@ class SDKState:
             local._FAL_HOME_DIR = os.getenv("FAL_HOME_DIR", str(Path.home() / ".fal"))  # type: ignore[attr-defined]
         if "fal.ref" in new:
             sys.modules["fal.ref"].current_app = None  # type: ignore[attr-defined]
+        if "fal_client" in new:
+            _put_clients_aside()
         if "isolate" in new:
             _take_results(sys.modules["isolate"])
         if _FILES in new:
@@ -154,7 +158,7 @@ class SDKState:
             self._undo.append(lambda: _put_file_systems(files, instances))
 
 
-_WATCHED = ("fal.auth.local", "fal.ref", "isolate", _FILES, _PROVIDERS)
+_WATCHED = ("fal.auth.local", "fal.ref", "fal_client", "isolate", _FILES, _PROVIDERS)
 
 
 def _token_managers() -> Iterator[Any]:
@@ -170,6 +174,54 @@ def _forget_token(manager: Any) -> None:
     manager._token = manager.token_cls(
         token="", token_type="", base_upload_url="", expires_at=_AGES_AGO
     )
+
+
+def _put_clients_aside() -> Callable[[], None]:
+    """Take from fal_client's own two clients what they remember of the present key (credentials,
+    token, connections); what is returned gives it back.
+    """
+    fal_client = sys.modules.get("fal_client")
+    clients = [getattr(fal_client, name, None) for name in ("sync_client", "async_client")]
+    taken = [(vars(one), _take_clients_memory(vars(one))) for one in clients if one is not None]
+
+    def give_back() -> None:
+        for attributes, memory in taken:
+            _take_clients_memory(attributes)
+            attributes.update(memory)
+
+    return give_back
+
+
+def _take_clients_memory(attributes: dict[str, Any]) -> dict[str, Any]:
+    names = ("_auth", "_client", "_token_manager")
+    return {name: attributes.pop(name) for name in names if name in attributes}
+
+
+@contextmanager
+def another_key(key: str) -> Iterator[None]:
+    """Let SDK and fal_client use this FAL_KEY: what they remember of the present one is put aside.
+
+    It is the whole process's, threads included.
+    """
+    before = os.environ.get("FAL_KEY")
+    tokens = [(manager, manager._token) for manager in _token_managers()]
+    give_back = _put_clients_aside()
+    for manager, _ in tokens:
+        _forget_token(manager)
+    os.environ["FAL_KEY"] = key
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("FAL_KEY", None)
+        else:
+            os.environ["FAL_KEY"] = before
+        for manager in _token_managers():  # also one that was first loaded meanwhile
+            _forget_token(manager)
+        for manager, token in tokens:
+            manager._token = token
+        _put_clients_aside()
+        give_back()
 
 
 def _take_results(isolate: Any) -> Any:

@@ -99,6 +99,11 @@ class Settings(BaseModel):
     nickname: str = Field(
         default="tester", description="The account's nickname; owner of its files."
     )
+    users: tuple[str, ...] = Field(
+        default=(),
+        description="Nicknames of users that the platform knows besides the account, for access "
+        "rules to name; fal_emulator.user() adds to them [§1.10].",
+    )
     app_name: str = Field(default="app", description="FAL_APP_NAME of runners.")
     region: str = Field(default="us-east", description="FAL_REGION of runners [§4.8].")
 
@@ -146,6 +151,11 @@ class Settings(BaseModel):
     )
     token_lifetime: timedelta = Field(
         default=timedelta(days=30), description="Lifetime of CDN tokens [§1.3]."
+    )
+    expired_signature: Literal["anonymous", 403] = Field(
+        default="anonymous",
+        description="Reading with a signed URL after its time: as without a credential, or 403 "
+        "[§10].",
     )
     expired_status: Literal[404, 403, 410] = Field(
         default=404, description="Answer to reading a file after its expiry [§10]."

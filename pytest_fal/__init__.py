@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from emulator.storage.kv import KV, KVEntry
     from emulator.storage.node_uploader import NodeUpload, Uploader
     from emulator.storage.volume import Volume
+    from emulator.users import User
     from pytest_fal.warnings import MemoryNotGivenBackWarning, UnusedFaultWarning
 
 __version__ = "0.1.0"
@@ -69,6 +70,7 @@ __all__ = [
     "Submodule",
     "UnusedFaultWarning",
     "Uploader",
+    "User",
     "Volume",
 ]
 
@@ -107,6 +109,7 @@ _MODULES = {
     "Submodule": "emulator.hosts.git",
     "UnusedFaultWarning": "pytest_fal.warnings",
     "Uploader": "emulator.storage.node_uploader",
+    "User": "emulator.users",
     "Volume": "emulator.storage.volume",
 }
 

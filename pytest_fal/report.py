@@ -39,7 +39,10 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
     others = [event for event in ledger.events if not _is_of_a_deployment(event, emulator)]
     events = [f"{event.at:%H:%M:%S} {event.kind}: {event.text}" for event in others]
     sections = [
-        (_count(len(ledger.exchanges), "exchange"), table(ledger.exchanges)),
+        (
+            _count(len(ledger.exchanges), "exchange"),
+            table(ledger.exchanges, emulator.settings.nickname),
+        ),
         ("events", events[-_MOST:]),
         ("uploads by way of the node that are not there", _unfinished(emulator)),
         ("clock", _clock(emulator)),
@@ -85,8 +88,12 @@ def hide_our_frames() -> None:
             module.__tracebackhide__ = True  # type: ignore[attr-defined]
 
 
-def table(exchanges: list[Exchange]) -> list[str]:
-    """The exchanges, one a line, with what there is to say about them below."""
+def table(exchanges: list[Exchange], owner: str | None = None) -> list[str]:
+    """The exchanges, one a line, with what there is to say about them below.
+
+    Args:
+        owner: the account; who else asked is told.
+    """
     if not exchanges:
         return []
     lines = ["   #  time      status  received      sent  client  request"]
@@ -98,10 +105,14 @@ def table(exchanges: list[Exchange]) -> list[str]:
         lines.append(
             f"{exchange.number:4}  {exchange.at:%H:%M:%S}  {exchange.status or '-':>6}  "
             f"{exchange.bytes_received:8}  {exchange.bytes_sent:8}  {exchange.client:6}  "
-            f"{exchange.method} {exchange.url}{runner}"
+            f"{exchange.method} {exchange.url}{runner}{_asker(exchange, owner)}"
         )
         lines += [f"{'':43}! {note}" for note in exchange.notes]
     return lines
+
+
+def _asker(exchange: Exchange, owner: str | None) -> str:
+    return f" as {exchange.user}" if exchange.user not in (None, owner) else ""
 
 
 def _count(number: int, word: str) -> str:

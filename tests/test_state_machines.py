@@ -13,6 +13,7 @@ import pytest
 
 pytest.register_assert_rewrite("machines")
 
+from machines.access_machine import AccessControl  # noqa: E402
 from machines.cdn_machine import CDNLifecycle  # noqa: E402
 from machines.clock_machine import ClockAndFiles  # noqa: E402
 from machines.data_machine import DataBetweenRunners  # noqa: E402
@@ -33,6 +34,10 @@ HOUR = timedelta(hours=1)
 
 def test_files_on_the_cdn(fal_emulator: Emulator) -> None:
     run(CDNLifecycle, fal_emulator, examples=15)
+
+
+def test_who_may_read(fal_emulator: Emulator) -> None:
+    run(AccessControl, fal_emulator, examples=20)
 
 
 # The SDK leaves a socket to the garbage collector when a body without a length is reset.

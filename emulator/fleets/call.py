@@ -68,6 +68,8 @@ class Call:
         self.waiting_since = at
         #: Until when it has to be started; None: for ever.
         self.deadline: datetime | None = None
+        #: Nickname of who calls; None: the app's owner.
+        self.caller: str | None = None
         #: ``X-Fal-Queue-Priority: low``.
         self.low_priority = False
         #: ``X-Fal-Runner-Hint``.

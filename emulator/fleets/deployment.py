@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -16,6 +16,9 @@ from emulator.fleets.dispatch import Dispatch, Turn
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import RetryPolicy
 from emulator.runners.runner import Runner
+
+if TYPE_CHECKING:
+    from emulator.users import User
 
 __all__ = ["Deployment"]
 
@@ -30,7 +33,7 @@ class Deployment:
     def __init__(
         self,
         dispatch: Dispatch,
-        identify: Callable[[str], tuple[str, Mapping[str, str]]],
+        identify: Callable[[User | str | None], tuple[str, str | None, Mapping[str, str]]],
         find: Callable[[str], Runner | None],
         new_number: Callable[[], int],
     ) -> None:
@@ -107,7 +110,7 @@ class Deployment:
         headers: Mapping[str, str] | None = None,
         *,
         content: bytes | None = None,
-        caller: str | None = None,
+        caller: User | str | None = None,
     ) -> httpx.Response:
         """Call the app directly, as ``fal.run`` does: no queue, no retries.
 
@@ -117,7 +120,7 @@ class Deployment:
 
         Args:
             content: the body, instead of *json*.
-            caller: who asks; by default the app's owner.
+            caller: who asks; default: as whom the test acts, by default the app's owner.
         """
         call = self._call(path, json, content, headers, caller, queued=False)
         return waiting.direct_answer(self._dispatch, call)
@@ -129,7 +132,7 @@ class Deployment:
         headers: Mapping[str, str] | None = None,
         *,
         content: bytes | None = None,
-        caller: str | None = None,
+        caller: User | str | None = None,
     ) -> Call:
         """Put a call into the queue, as ``queue.fal.run`` does; it is retried as documented."""
         return self._call(path, json, content, headers, caller, queued=True)
@@ -140,16 +143,16 @@ class Deployment:
         json: Any,
         content: bytes | None,
         headers: Mapping[str, str] | None,
-        caller: str | None,
+        caller: User | str | None,
         queued: bool,
     ) -> Call:
         given = {name.lower(): value for name, value in (headers or {}).items()}
         path = path if path.startswith("/") else f"/{path}"
-        owner = caller in (None, self.owner)
-        identifier, identity = self._identify(caller or self.owner)
+        identifier, nickname, identity = self._identify(caller)
+        owner = nickname in (None, self.owner)
         endpoint = self.name + path.partition("?")[0].rstrip("/")
         own = {**identity, "x-fal-request-id": identifier, "x-fal-endpoint": endpoint}
-        own["x-fal-caller-user-id"] = gateway_headers.caller_id(caller or self.owner, self.owner)
+        own["x-fal-caller-user-id"] = gateway_headers.caller_id(nickname or self.owner, self.owner)
         sent, refused = gateway_headers.forwarded(given, own)
         call = Call(
             self._dispatch,
@@ -161,6 +164,7 @@ class Deployment:
             RetryPolicy.of(self.scaling, given, queued, owner),
             self._dispatch.clock.now(),
         )
+        call.caller = nickname
         call.low_priority = given.get("x-fal-queue-priority", "").lower() == "low"
         call.hint = given.get("x-fal-runner-hint")
         self.calls.append(call)

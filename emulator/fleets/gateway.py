@@ -16,6 +16,7 @@ from emulator.fleets.deployment import Deployment
 from emulator.fleets.dispatch import Dispatch
 from emulator.fleets.options import Scaling
 from emulator.sdk import load_app_module
+from emulator.users import nickname_of
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from emulator.runners.limits import Limits
     from emulator.runners.runner import Runner
     from emulator.settings import Settings
+    from emulator.users import User
 
 __all__ = ["Gateway"]
 
@@ -193,6 +195,15 @@ class Gateway:
         """A runner by name, also one that is being set up."""
         return self._runners().named(name)
 
+    def has_called(self, request_id: str, nickname: str) -> bool:
+        """Whether a deployment has had this call, from a user or to a user's app."""
+        return any(
+            call.request_id == request_id
+            and nickname in (self._settings().nickname, deployment.owner, call.caller)
+            for deployment in list(self.deployments.values())
+            for call in list(deployment.calls)
+        )
+
     def runner_ended(self, name: str) -> None:
         """A runner has ended, by whatever; called by the registry."""
         for dispatch in self._dispatches:
@@ -254,10 +265,17 @@ class Gateway:
                 "version, or deploy under another name."
             )
 
-    def _identify(self, caller: str) -> tuple[str, Mapping[str, str]]:
-        """A request id, and the CDN token that is the caller's identity there."""
-        token = self._identities.issue(caller, self._settings().token_lifetime)
-        return str(uuid.uuid4()), {"x-fal-cdn-token": token.token}
+    def _identify(self, caller: User | str | None) -> tuple[str, str | None, Mapping[str, str]]:
+        """A request id, who calls (None: the app's owner), and the CDN token of the caller's.
+
+        Whatever name an app is deployed under, its owner is the account that the test has.
+        """
+        users, settings = self._identities.users, self._settings()
+        if caller is None and users.present is not users.owner:
+            caller = users.present
+        nickname = None if caller is None else nickname_of(caller)
+        token = self._identities.issue(nickname or settings.nickname, settings.token_lifetime)
+        return str(uuid.uuid4()), nickname, {"x-fal-cdn-token": token.token}
 
 
 def _names_of(deployment: str) -> dict[str, str]:

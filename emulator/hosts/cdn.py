@@ -11,11 +11,13 @@ from email.utils import format_datetime
 
 import httpx
 
-from emulator.hosts.common import PathRouter, not_found, read_lifecycle, read_parts
+from emulator.hosts.access import sign_by_token
+from emulator.hosts.common import PathRouter, not_found, owners_of, read_lifecycle, read_parts
 from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import Body, json_reply, reply
 from emulator.network.router import WouldBlock
+from emulator.storage.access import why_refused
 from emulator.storage.cdn import CDN, TIME, CDNFile, Upload, UploadError
 from emulator.storage.lifecycle import ByteRange, Unsatisfiable, decide, parse_range, status_of
 
@@ -40,6 +42,7 @@ class CDNHost:
         self._paths.add("POST", r"/files/upload/multipart", self._upload_multipart)
         self._paths.add("PUT", r"/.+/multipart/(\w+)/(\d+)", self._part)
         self._paths.add("POST", r"/.+/multipart/(\w+)/complete", self._complete)
+        self._paths.add("POST", r"/.+/sign", self._sign)
         self._paths.add("PUT", r"/.+", self._presigned_put)
         self._paths.add("GET", r"/.+", self._read)
         self._paths.add("HEAD", r"/.+", self._read)
@@ -79,13 +82,40 @@ class CDNHost:
         file = cdn.readable(url)
         if file is None:
             return self._missing(url, exchange)
-        reader = self._identities.reader(request.headers.get("authorization"))
-        owner = reader == cdn.settings.nickname
-        decision = decide(file.acl, {reader} if reader else (), owner)
-        if decision != "allow":
-            exchange.notes.append(f"the file's access rules say {decision}")
-            return _error(status_of(decision))
+        refused = self._refusal(request, file, exchange)
+        if refused is not None:
+            return _error(refused)
         return self._deliver(request, file)
+
+    def _refusal(self, request: httpx.Request, file: CDNFile, exchange: Exchange) -> int | None:
+        """The status for a reader who may not have the file; None: who may."""
+        signatures = request.url.params.get_list("identity")
+        key = self._cdn.key_of(file.url)
+        reader = self._identities.reader_of(key, _auth(request), signatures)
+        exchange.user = reader.shown
+        if reader.is_late and reader.shown is None and self._cdn.settings.expired_signature == 403:
+            exchange.notes.extend(reader.problems)
+            return 403
+        decision = decide(file.acl, reader.names, reader.owns(file))
+        if decision == "allow":
+            return None
+        exchange.notes.append(why_refused(decision, file.acl, reader))
+        exchange.notes.extend(reader.problems)
+        return status_of(decision)
+
+    def _sign(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        url = _address(request).removesuffix("/sign")
+        token = self._identities.token(_auth(request))
+        if token is None:
+            raise UploadError(401, "a valid CDN token is needed to sign a URL")
+        file = self._cdn.readable(url)
+        if file is None:
+            return self._missing(url, exchange)
+        refused = self._refusal(request, file, exchange)
+        if refused is not None:  # it would be a link to nothing
+            return _error(refused)
+        signed = sign_by_token(self._cdn, file, token, request)
+        return reply(200, signed, content_type="text/plain; charset=utf-8", headers=[_CORS])
 
     def _await_upload(self, request: httpx.Request, url: str) -> None:
         settings = self._cdn.settings
@@ -102,7 +132,10 @@ class CDNHost:
         if self._cdn.has_expired(url):
             exchange.notes.append(f"the file expired at {self._cdn.info(url).expires_at:{TIME}}")
             return _error(self._cdn.settings.expired_status)
-        if self._cdn.pending(url):
+        deletion = self._cdn.deletion(url)
+        if deletion is not None:
+            exchange.notes.append(f"the file was {deletion}")
+        elif self._cdn.pending(url):
             exchange.notes.append(f"the file's {self._cdn.unfinished(url)}")
         else:
             exchange.notes.append("no file was ever uploaded to this URL")
@@ -188,9 +221,11 @@ class CDNHost:
         host = request.url.host
         headers = request.headers
         legacy = host in _LEGACY
-        # The CDN before v3 took the account's key itself.
-        known = self._reader(request) or (legacy and self._identities.is_account(_auth(request)))
-        if not known:
+        uploader = self._reader(request)
+        if uploader is None and legacy:  # it took the account's key itself
+            account = self._identities.users.account(_auth(request), exchange.runner)
+            uploader = account.user.nickname if account is not None else None
+        if uploader is None:
             raise UploadError(401, "a valid CDN token is needed to upload here")
         content_type = headers.get("content-type", "application/octet-stream")
         return self._cdn.begin(
@@ -200,6 +235,8 @@ class CDNHost:
             headers.get("x-fal-request-id"),
             host=host.removeprefix("upload.") if legacy else None,
             runner=exchange.runner,
+            owners=owners_of(request, exchange, uploader, self._identities),
+            notes=exchange.notes,
         )
 
     def _authorised(self, request: httpx.Request, identifier: str) -> Upload:

@@ -9,13 +9,21 @@ from typing import Any
 
 import httpx
 
+from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
 from emulator.settings import Settings
 from emulator.storage.cdn import UploadError
 from emulator.storage.lifecycle import parse_preference
 
-__all__ = ["LOST_CONTEXT", "PathRouter", "not_found", "read_lifecycle", "read_parts"]
+__all__ = [
+    "LOST_CONTEXT",
+    "PathRouter",
+    "not_found",
+    "owners_of",
+    "read_lifecycle",
+    "read_parts",
+]
 
 #: What is noted of an upload that should have a request, and has none [§1.9].
 LOST_CONTEXT = (
@@ -70,6 +78,27 @@ def read_lifecycle(
     if parsed.error is not None:
         raise UploadError(*parsed.error)
     return parsed.preference
+
+
+def owners_of(
+    request: httpx.Request, exchange: Exchange, uploader: str, identities: Identities
+) -> tuple[str, ...]:
+    """Whose file an upload will be, by nickname: the caller's whose ``X-Fal-CDN-Token`` an app
+    forwards, and the uploader's [facts §4.7].
+
+    Args:
+        uploader: the nickname of whose key or token it is.
+    """
+    exchange.user = uploader
+    text = request.headers.get("x-fal-cdn-token")
+    token = identities.valid(text)
+    if token is None:
+        if text is not None:
+            exchange.notes.append(
+                "X-Fal-CDN-Token is not valid (any more), so the file is not its caller's"
+            )
+        return (uploader,)
+    return tuple(dict.fromkeys((token.user, uploader)))
 
 
 def read_parts(request: httpx.Request, number_key: str) -> list[tuple[int, str]]:

@@ -75,9 +75,16 @@ class FilesHost:
         handler, arguments = self._paths.find(request.method, request.url.path)
         if handler is None:
             return None
-        if not self._identities.is_account(request.headers.get("authorization")):
+        users, authorization = self._identities.users, request.headers.get("authorization")
+        account = users.account(authorization, exchange.runner)
+        if account is None:
             exchange.notes.append("no account key")
             return json_reply({"detail": "Authentication is required to access this API"}, 401)
+        exchange.user = account.user.nickname
+        if not account.user.is_owner:
+            other = f"the emulator has no /data of {account.user.nickname}'s, only the account's"
+            exchange.notes.append(other)
+            return json_reply({"detail": other}, 403)
         try:
             return handler(request, exchange, *arguments)
         except (FilesError, UploadError) as error:

@@ -9,7 +9,15 @@ from typing import Any
 
 import httpx
 
-from emulator.hosts.common import LOST_CONTEXT, PathRouter, not_found, read_lifecycle, read_parts
+from emulator.hosts.access import APIError, FileAccess
+from emulator.hosts.common import (
+    LOST_CONTEXT,
+    PathRouter,
+    not_found,
+    owners_of,
+    read_lifecycle,
+    read_parts,
+)
 from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
@@ -47,6 +55,7 @@ class RestHost:
         self._paths.add("POST", r"/storage/upload/initiate-multipart", self._initiate_multipart)
         self._paths.add("POST", r"/storage/upload/gcs/(\w+)/complete", self._complete_gcs)
         self._paths.add("POST", r"/storage/upload/gcs/(\w+)/(\d+)", self._initiate_part_gcs)
+        FileAccess(cdn).offer(self._paths.add, "/storage")
 
     def answers(self, host: str) -> bool:
         """Whether this is a REST host: fal's own names, or the one the SDK was configured with."""
@@ -58,13 +67,20 @@ class RestHost:
         if handler is None:
             exchange.notes.append("the emulator does not know this call")
             return not_found(request)
-        if not self._identities.is_account(request.headers.get("authorization")):
+        users, authorization = self._identities.users, request.headers.get("authorization")
+        account = users.account(authorization, exchange.runner)
+        if account is None:
             exchange.notes.append("no account key")
             return json_reply({"detail": "Authentication is required to access this API"}, 401)
+        exchange.user = account.user.nickname
+        request.extensions["fal_account"] = account
         try:
             response: httpx.Response = handler(request, exchange, *arguments)
             return response
         except UploadError as error:
+            exchange.notes.append(str(error))
+            return json_reply({"detail": str(error)}, error.status)
+        except APIError as error:
             exchange.notes.append(str(error))
             return json_reply({"detail": str(error)}, error.status)
 
@@ -74,7 +90,7 @@ class RestHost:
         seconds = _json(request).get("expiration_seconds")
         if isinstance(seconds, (int, float)) and 0 < seconds < lifetime.total_seconds():
             lifetime = timedelta(seconds=seconds)
-        token = self._identities.issue(settings.nickname, lifetime)
+        token = self._identities.issue(exchange.user or settings.nickname, lifetime)
         old_cdn = request.url.params.get("storage_type") == "fal-cdn"
         return json_reply(
             {
@@ -102,6 +118,8 @@ class RestHost:
             request_id,
             host=_STORAGE_TYPES[storage_type],
             runner=exchange.runner,
+            owners=owners_of(request, exchange, exchange.user or "", self._identities),
+            notes=exchange.notes,
         )
 
     def _initiate(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:

@@ -10,7 +10,13 @@ from collections.abc import Callable
 import httpx
 
 from emulator.errors import EmulatorError
-from emulator.hosts.common import LOST_CONTEXT, PathRouter, not_found, read_lifecycle
+from emulator.hosts.common import (
+    LOST_CONTEXT,
+    PathRouter,
+    not_found,
+    owners_of,
+    read_lifecycle,
+)
 from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.network import NODE
@@ -30,6 +36,7 @@ class UploaderHost:
 
     Args:
         uploader: does the work.
+        identities: whose key is whose.
         settings: the account's.
         is_outside_of_requests: whether what a runner sends without a request's id should have one.
     """
@@ -37,10 +44,12 @@ class UploaderHost:
     def __init__(
         self,
         uploader: Uploader,
+        identities: Identities,
         settings: Callable[[], Settings],
         is_outside_of_requests: Callable[[str | None], bool] = lambda _runner: False,
     ) -> None:
         self._uploader = uploader
+        self._identities = identities
         self._settings = settings
         self._is_outside_of_requests = is_outside_of_requests
         self._paths = PathRouter()
@@ -122,8 +131,13 @@ class UploaderHost:
         """What the headers say; a file for a bucket of the caller's carries no credentials."""
         headers = request.headers
         policy = parse_policy(headers[POLICY_HEADER]) if POLICY_HEADER in headers else None
-        if policy is None and not Identities.is_account(headers.get("authorization")):
-            raise UploadError(401, "an account key is needed to upload to the CDN")
+        owners: tuple[str, ...] = ()
+        if policy is None:
+            authorization = headers.get("authorization")
+            account = self._identities.users.account(authorization, exchange.runner)
+            if account is None:
+                raise UploadError(401, "an account key is needed to upload to the CDN")
+            owners = owners_of(request, exchange, account.user.nickname, self._identities)
         name = headers.get("x-fal-file-name", "").strip()
         if not name:
             raise UploadError(422, "X-Fal-File-Name is missing")
@@ -143,6 +157,8 @@ class UploaderHost:
             runner=exchange.runner,
             application=headers.get("x-fal-application"),
             policy=policy,
+            owners=owners,
+            notes=exchange.notes,
             headers={name: shown[name] for name in shown if name.startswith("x-fal-")},
         )
 

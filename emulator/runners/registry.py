@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from emulator.errors import EmulatorError
+from emulator.fleets.gateway_headers import caller_id
 from emulator.gpus.machine_types import pretend
 from emulator.runners.current_app import CurrentApp
 from emulator.runners.elsewhere import Elsewhere
@@ -20,6 +21,7 @@ from emulator.runners.thread import ThreadRunner
 from emulator.sdk import load_app_module, publish_current_app, quick_package_list
 from emulator.storage import mounts
 from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER, parse_preference
+from emulator.users import nickname_of
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from emulator.network.wire import Wire
     from emulator.settings import Settings
     from emulator.storage.disk import Disk
+    from emulator.users import User
 
 __all__ = ["Runners"]
 
@@ -67,6 +70,8 @@ class Runners:
         self._alive: dict[int, ThreadRunner] = {}
         self._names: dict[int, str] = {}
         self._count = 0
+        #: By request id: the users who can say that it is theirs.
+        self._served: dict[str, set[str]] = {}
         self._environment = SharedEnvironment()
         self._output = OutputSplitter(self._sink)
         self._stand_in = CurrentApp(self._app_here)
@@ -83,6 +88,7 @@ class Runners:
         self.all.clear()
         self._alive.clear()
         self._names.clear()
+        self._served.clear()
         self._count = 0
 
     def connect(self, wire: Wire, resolver: Resolver) -> None:
@@ -267,8 +273,8 @@ class Runners:
             disk=disk,
             clock=self._clock,
             settings=settings,
-            gateway=self._gateway_headers(),
-            environment=variables(settings, env, pretended),
+            gateway=self._gateway_headers,
+            environment={**self._key(), **variables(settings, env, pretended)},
             changed=self._changed,
             note=lambda text: self._ledger.event("runner", text),
             intercept=self._intercept,
@@ -322,20 +328,36 @@ class Runners:
         runner = self._alive.get(mounts.current_namespace())
         return None if runner is None else runner.printed
 
-    def _gateway_headers(self) -> dict[str, str]:
-        settings = self._settings()
-        token = self._identities.issue(settings.nickname, settings.token_lifetime)
+    def _key(self) -> dict[str, str]:
+        """The account's key, for a process that is started while the test acts as another user."""
+        users = self._identities.users
+        return {} if users.present is users.owner else {"FAL_KEY": users.owner.key}
+
+    def _gateway_headers(self, caller: User | str | None) -> dict[str, str]:
+        settings, users = self._settings(), self._identities.users
+        user = users.present if caller is None else users.user(nickname_of(caller))
+        token = self._identities.issue(user.nickname, settings.token_lifetime)
         return {
             "x-fal-endpoint": f"{settings.nickname}/{settings.app_name}",
-            "x-fal-caller-user-id": settings.nickname,
+            "x-fal-caller-user-id": caller_id(user.nickname, settings.nickname),
             "x-fal-cdn-token": token.token,
         }
+
+    def has_served(self, request_id: str, nickname: str) -> bool:
+        """Whether a runner has had this request, of a user's or to a user's app."""
+        return nickname in self._served.get(request_id, ())
+
+    def _remember(self, request: httpx.Request) -> None:
+        caller = self._identities.valid(request.headers.get("x-fal-cdn-token"))
+        users = {self._settings().nickname, *([caller.user] if caller is not None else [])}
+        self._served.setdefault(request.headers["x-fal-request-id"], set()).update(users)
 
     def _intercept(self, runner: Runner, request: httpx.Request) -> httpx.Response | None:
         """Report, or refuse, a lifecycle preference of the caller's that is wrong.
 
         The app itself swallows one that it cannot read, and passes on any other [§8, pitfall 7].
         """
+        self._remember(request)
         text = request.headers.get(LIFECYCLE_PREFERENCE_HEADER)
         if text is None:
             return None

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from emulator.settings import Settings
     from emulator.storage.disk import RunnerDisk
     from emulator.storage.volume import Volume
+    from emulator.users import User
 
 __all__ = [
     "Runner",
@@ -83,8 +84,8 @@ class Surroundings:
     disk: RunnerDisk
     clock: Clock
     settings: Settings
-    #: Headers that the gateway adds.
-    gateway: Mapping[str, str]
+    #: Headers that the gateway adds to a request of this user's; None: as whom the test acts.
+    gateway: Callable[[User | str | None], Mapping[str, str]]
     environment: dict[str, str]
     changed: Callable[[Any, str], None]
     note: Callable[[str], None]
@@ -351,16 +352,28 @@ class Runner(abc.ABC):
         path: str = "/",
         json: Any = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        caller: User | str | None = None,
         **options: Any,
     ) -> httpx.Response:
-        """POST to the app; fal's endpoints answer nothing else."""
+        """POST to the app; fal's endpoints answer nothing else.
+
+        Args:
+            caller: who asks; default: as whom the test acts, by default the app's owner.
+        """
+        headers = self._called_by(caller, headers)
         return self.client.post(path, json=json, headers=headers, **options)
 
     def get(
-        self, path: str = "/health", headers: Mapping[str, str] | None = None, **options: Any
+        self,
+        path: str = "/health",
+        headers: Mapping[str, str] | None = None,
+        *,
+        caller: User | str | None = None,
+        **options: Any,
     ) -> httpx.Response:
         """GET from the app; by default its health."""
-        return self.client.get(path, headers=headers, **options)
+        return self.client.get(path, headers=self._called_by(caller, headers), **options)
 
     def send(self, request: httpx.Request) -> httpx.Response:
         """Let the gateway pass a request on to the app, and do what its answer asks for [§4.6].
@@ -419,8 +432,18 @@ class Runner(abc.ABC):
         how = f" ({self.end})" if self.end else ""
         return RunnerError(f"{self.name} ended{how} before it answered {what}")
 
+    def _called_by(
+        self, caller: User | str | None, headers: Mapping[str, str] | None
+    ) -> Mapping[str, str] | None:
+        """The headers by which the app knows its caller, and over them those given."""
+        if caller is None:
+            return headers
+        gateway = self._around.gateway(caller)
+        known = {name: gateway[name] for name in ("x-fal-caller-user-id", "x-fal-cdn-token")}
+        return httpx.Headers([*known.items(), *httpx.Headers(headers).items()])
+
     def _add_gateway_headers(self, request: httpx.Request) -> None:
-        headers, gateway = request.headers, self._around.gateway
+        headers, gateway = request.headers, self._around.gateway(None)
         headers.setdefault("x-fal-request-id", str(uuid.uuid4()))
         endpoint = gateway["x-fal-endpoint"] + request.url.path.rstrip("/")
         headers.setdefault("x-fal-endpoint", endpoint)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from emulator.checks import ANY, WantedUpload, fail, happened, how_uploaded, listed, name_of
 from emulator.errors import EmulatorError
 from emulator.patience import wait_until
+from emulator.storage.access import Deletion, check_lifetime
 from emulator.storage.lifecycle import (
     LIFECYCLE_HEADER,
     Acl,
@@ -39,6 +40,7 @@ from emulator.storage.uploads import (
     checked,
     looks_at_content,
 )
+from emulator.users import dropped_rule, nickname_of, without
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from emulator.runners.runner import Runner
     from emulator.settings import Settings
     from emulator.storage.objects import ObjectStore
+    from emulator.users import User, Users
 
 __all__ = ["CDN", "CDNFile", "Upload", "UploadError"]
 
@@ -73,6 +76,11 @@ class CDNFile:
     request_id: str | None = None
     #: Name of the runner that uploaded it, None for the test itself.
     runner: str | None = None
+    #: Nickname of the user whose file it is: whose key uploaded it, or, of an app's output, who
+    #: called the app.
+    owner: str = ""
+    #: All who always read it: of an app's output the app's account too.
+    owners: tuple[str, ...] = ()
 
 
 #: How moments are shown to people.
@@ -83,14 +91,16 @@ class CDN:
     """The account's files on the CDN, as a test sees and seeds them."""
 
     def __init__(
-        self, store: ObjectStore, clock: Clock, ledger: Ledger, settings: Settings
+        self, store: ObjectStore, clock: Clock, ledger: Ledger, settings: Settings, users: Users
     ) -> None:
         self.settings = settings
+        self.users = users
         self._store = store
         self._clock = clock
         self._ledger = ledger
         self._files: dict[str, CDNFile] = {}
         self._gone: dict[str, CDNFile] = {}
+        self._deleted: dict[str, Deletion] = {}
         #: Every file as its upload left it, in their order.
         self.uploads: list[CDNFile] = []
         self._uploads: dict[str, Upload] = {}
@@ -103,6 +113,7 @@ class CDN:
         self.settings = settings
         self._files.clear()
         self._gone.clear()
+        self._deleted.clear()
         self.uploads = []
         self._uploads.clear()
         self._store.reset()
@@ -122,12 +133,15 @@ class CDN:
         content_type: str | None = None,
         expires_in: timedelta | float | None = None,
         acl: dict[str, Any] | str | None = None,
+        owner: User | str | None = None,
     ) -> str:
         """Put a file onto the CDN, as if somebody had uploaded it.
 
         Args:
             expires_in: lifetime (seconds or a timedelta); None: the account's default.
-            acl: ``"allow"``, ``"forbid"``, ``"hide"`` or a whole ``initial_acl``.
+            acl: ``"allow"``, ``"forbid"``, ``"hide"`` or a whole ``initial_acl``; the platform
+                knows the users that it names from now on.
+            owner: whose file it is; default: as whom the test acts, by default the account.
 
         Returns:
             Its URL.
@@ -144,8 +158,10 @@ class CDN:
         if acl is not None:
             lifecycle["initial_acl"] = {"default": acl} if isinstance(acl, str) else acl
         _check_lifecycle(lifecycle)
+        self.users.learn(parse_acl(lifecycle.get("initial_acl"))[0])
         name = file_name or "file.bin"
-        upload = self.begin(name, content_type or _guess(name), lifecycle or None)
+        owners = (self._nickname(owner),)
+        upload = self.begin(name, content_type or _guess(name), lifecycle or None, owners=owners)
         self.receive(upload, (data,))
         return upload.url
 
@@ -161,14 +177,17 @@ class CDN:
         return b"".join(self._store.read(self._find_key(url)))
 
     def info(self, url: str) -> CDNFile:
-        """What is known of a file, also of one that has expired.
+        """What is known of a file, also of one that has expired or was deleted.
 
         Raises:
             EmulatorError: there never was one at this URL.
         """
         self._expire_due()
         key = self._find_key(url)
+        deleted = self._deleted.get(key)
         found = self._files.get(key) or self._gone.get(key)
+        if deleted is not None:
+            found = deleted.file
         if found is None:
             raise EmulatorError(self._why_not(url))
         return found
@@ -201,7 +220,48 @@ class CDN:
             EmulatorError: there never was one at this URL, or its upload is not finished.
         """
         self.info(url)
-        return self._find_key(url) not in self._files
+        return self._find_key(url) in self._gone
+
+    def sign(
+        self,
+        url: str,
+        expires_in: timedelta | float = timedelta(hours=24),
+        by: User | str | None = None,
+    ) -> str:
+        """A signed URL of a file: whoever has it can read the file for a while [§1.10].
+
+        Args:
+            expires_in: seconds or a timedelta, 7 days at most.
+            by: the user whose rights it carries, as ``POST <file>/sign`` of the CDN gives it;
+                default: it counts whatever the access rules say, as one of the platform API.
+
+        Raises:
+            EmulatorError: there never was such a file, or *expires_in* is out of bounds.
+        """
+        lifetime = check_lifetime(expires_in)
+        file = self.info(url)
+        signer = file.owner if by is None else self._nickname(by)
+        identity = self.users.identities.sign(self._find_key(url), signer, lifetime)
+        return f"{file.url}?identity={identity}"
+
+    def set_acl(self, url: str, acl: dict[str, Any] | str | None) -> None:
+        """Change who may read a file, as its owner can: ``"hide"``, a whole ACL, None for all."""
+        value = {"default": acl} if isinstance(acl, str) else acl
+        _check_lifecycle({"initial_acl": value})
+        parsed, _ = parse_acl(value)
+        self.users.learn(parsed)
+        self.get(url)
+        self.replace_acl(url, parsed)
+
+    def deleted(self, url: str) -> bool:
+        """Whether a file was deleted with the payloads of its request [§1.15]."""
+        self.info(url)
+        return self._find_key(url) in self._deleted
+
+    def files_of(self, owner: User | str | None = None) -> list[CDNFile]:
+        """The files of a user that exist now; default: the account's."""
+        name = self.users.owner.nickname if owner is None else nickname_of(owner)
+        return [file for file in self.files if file.owner == name]
 
     def uploads_by(self, runner: Runner | str | None) -> list[CDNFile]:
         """What a runner uploaded, or with None the test itself, also if it has expired since."""
@@ -270,8 +330,16 @@ class CDN:
         request_id: str | None = None,
         host: str | None = None,
         runner: str | None = None,
+        owners: tuple[str, ...] = (),
+        notes: list[str] | None = None,
     ) -> Upload:
-        """Start an upload: its unique URL is chosen now."""
+        """Start an upload: its unique URL is chosen now.
+
+        Args:
+            owners: nicknames of those whose file it will be, the one first that it is made for;
+                default: as whom the test acts.
+            notes: is told of access rules that are dropped.
+        """
         identifier = secrets.token_urlsafe(16)[:21].replace("-", "0")
         base = host or self.settings.cdn_host
         name = urllib.parse.quote(file_name.replace("/", "_"), safe="._-()+@~")
@@ -286,7 +354,13 @@ class CDN:
             lifecycle=lifecycle,
             request_id=request_id,
             runner=runner,
+            owners=owners or (self._nickname(None),),
         )
+        if upload.is_to_v3:
+            written, _ = parse_acl((lifecycle or {}).get("initial_acl"))
+            upload.unknown = tuple(self.users.unknown_in(written))
+            if notes is not None:
+                notes.extend(map(dropped_rule, upload.unknown))
         self._uploads[upload.id] = upload
         self._pending[self._find_key(upload.url)] = upload
         return upload
@@ -412,6 +486,40 @@ class CDN:
         self._expire_due()
         return self._files.get(self._find_key(url))
 
+    def key_of(self, url: str) -> str:
+        """The one name of a file, whichever of the CDN's hosts its URL names."""
+        return self._find_key(url)
+
+    def deletion(self, url: str) -> Deletion | None:
+        """How the file at *url* was deleted; None: it was not."""
+        return self._deleted.get(self._find_key(url))
+
+    def replace_acl(self, url: str, acl: Acl | None) -> None:
+        """Change who may read a file that is there."""
+        key = self._find_key(url)
+        with self._changed:
+            if key in self._files:
+                self._files[key] = replace(self._files[key], acl=acl)
+
+    def outputs_of(self, request_id: str, owner: str) -> list[CDNFile]:
+        """The files of this owner, expired ones included, that were uploaded in a request."""
+        return [
+            file for file in self.uploads if file.request_id == request_id and owner in file.owners
+        ]
+
+    def delete(self, url: str, why: str) -> bool:
+        """Delete a file for good; False: it was not there any more."""
+        self._expire_due()
+        key = self._find_key(url)
+        with self._changed:
+            file = self._files.pop(key, None)
+        if file is None:
+            return False
+        self._deleted[key] = Deletion(file, self._clock.now(), why)
+        self._store.delete(key)
+        self._ledger.event("deleted", f"{file.url}, {why}")
+        return True
+
     def has_expired(self, url: str) -> bool:
         """Whether there was a file at *url* whose time is over."""
         return self._find_key(url) in self._gone
@@ -435,11 +543,12 @@ class CDN:
 
     def _finish(self, upload: Upload, size: int) -> CDNFile:
         now = self._clock.now()
-        default = self.settings.account_expiration
+        owner = self.users.user(upload.owners[0])
+        default = owner.account_expiration
         acl: Acl | None = None
         if upload.is_to_v3:
-            written = (upload.lifecycle or {}).get("initial_acl", self.settings.account_acl)
-            acl, _ = parse_acl(written)
+            acl, _ = parse_acl((upload.lifecycle or {}).get("initial_acl", owner.account_acl))
+            acl = without(acl, upload.unknown)
         file = CDNFile(
             url=upload.url,
             file_name=upload.file_name,
@@ -453,6 +562,8 @@ class CDN:
             lifecycle=upload.lifecycle,
             request_id=upload.request_id,
             runner=upload.runner,
+            owner=owner.nickname,
+            owners=upload.owners,
         )
         key = self._find_key(upload.url)
         with self._changed:
@@ -485,10 +596,15 @@ class CDN:
         host = "cdn" if parts.hostname in V3_HOSTS else parts.hostname
         return f"{host}{urllib.parse.unquote(parts.path)}"
 
+    def _nickname(self, owner: User | str | None) -> str:
+        """Of the owner that a test names; None: as whom it acts."""
+        user = self.users.present if owner is None else self.users.user(nickname_of(owner))
+        return user.nickname
+
     def _until(self, file: CDNFile) -> str:
         """How long a file stays, and why."""
         if file.expires_at is None:
-            default = self.settings.account_expiration
+            default = self.users.user(file.owner).account_expiration
             how = how_uploaded(file)
             return f"it never does; it was uploaded {how}, and account_expiration is {default}"
         last = file.expires_at + self.settings.expiry_lag
@@ -498,6 +614,8 @@ class CDN:
         key = self._find_key(url)
         if key in self._gone:
             return f"{url} is not there any more: it expired at {self._gone[key].expires_at:{TIME}}"
+        if key in self._deleted:
+            return f"{url} is not there any more: it was {self._deleted[key]}"
         if key in self._pending:
             return f"{url} is not there yet: its {self.unfinished(url)}"
         known = ", ".join(file.url for file in self._files.values()) or "nothing"

@@ -31,6 +31,10 @@ class Form:
     application: str | None
     #: Whose bucket it is for; None: fal's CDN.
     policy: UploadPolicy | None
+    #: Nicknames of those whose file it will be on fal's CDN.
+    owners: tuple[str, ...]
+    #: Is told what is wrong with it.
+    notes: list[str]
     #: All ``x-fal-*`` headers; credentials are replaced by ``***``.
     headers: dict[str, str]
 

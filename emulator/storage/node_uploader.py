@@ -298,6 +298,8 @@ class Uploader:
                 form.lifecycle,
                 form.request_id,
                 runner=form.runner,
+                owners=form.owners,
+                notes=form.notes,
             )
             upload = NodeUpload(identifier, on_cdn.url, form, on_cdn=on_cdn)
         else:

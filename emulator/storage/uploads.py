@@ -55,6 +55,10 @@ class Upload:
     lifecycle: dict[str, Any] | None
     request_id: str | None
     runner: str | None = None
+    #: Nicknames of those whose file it will be; the first is the one it is made for.
+    owners: tuple[str, ...] = ()
+    #: Whom its access rules name that the platform does not know.
+    unknown: tuple[str, ...] = ()
     done: bool = False
     #: Part number to (key of the part's bytes, ETag).
     parts: dict[int, tuple[str, str]] = field(default_factory=dict)

@@ -305,6 +305,39 @@ def test_a_stored_token_expires(fal_cdn, fal_clock):
 
 @bug(
     "P14",
+    symptom="links in last week's mails are dead, and the files are still there",
+    topic=TOPIC,
+    seen=None,
+)
+def test_a_signed_link_expires(fal_cdn, fal_clock, fal_emulator):
+    """A signed link lives for 7 days at most, while the private file behind it stays.
+
+    Production: links that were mailed, or stored in a database, work at first and not a week later.
+    Expected: a link to a file works as long as the file.
+    Happens: a signature has a date, and there is none beyond 7 days; after it the reader counts as
+        anybody, for whom a hidden file is a 404.
+    Avoid: store the file's own URL, and sign it when somebody wants to read.
+    """
+    url = fal_cdn.put(b"private", acl="hide")
+
+    def sign(seconds):
+        where = "https://api.fal.ai/v1/storage/files/sign"
+        body = {"expiration_seconds": seconds}
+        return httpx.post(where, params={"url": url}, headers=account(), json=body)
+
+    week = 7 * 24 * 3600
+    assert sign(week + 1).status_code == 400
+    mailed = sign(week).json()["signed_url"]
+    assert httpx.get(mailed).content == b"private"
+    fal_clock.advance(days=7)
+    assert httpx.get(mailed).status_code == 404
+    assert fal_cdn.get(url) == b"private"
+
+    assert httpx.get(sign(60).json()["signed_url"]).content == b"private"
+
+
+@bug(
+    "P14",
     symptom="uploads from the browser fail with 403 when the user takes a moment",
     topic=TOPIC,
     seen=None,

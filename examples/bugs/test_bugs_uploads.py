@@ -22,6 +22,7 @@ from fal.toolkit.file.providers.s3 import S3Repository
 from fal.toolkit.file.types import FileRepository
 from fal.toolkit.utils.download_utils import DownloadError
 from gallery import bug
+from pydantic import BaseModel
 
 UPLOADS = "Uploads"
 WRONG_PLACE = "Uploads that go elsewhere"
@@ -623,3 +624,189 @@ def test_an_account_can_hide_its_files_from_its_apps(fal_cdn, fal_ledger):
     public = {"object_lifecycle_preference": {"initial_acl": {"default": "allow"}}}
     shown = File.from_bytes(b"input", file_name="input.txt", save_kwargs=public)
     assert download_file(shown.url, "inputs").read_bytes() == b"input"
+
+
+class Seen(BaseModel):
+    url: str
+
+
+class Answer(BaseModel):
+    text: str
+
+
+class Copier(fal.App):
+    @fal.endpoint("/")
+    def copy(self, input: Seen) -> File:
+        return File.from_bytes(httpx.get(input.url).content, file_name="copy.txt")
+
+
+class Reader(fal.App):
+    @fal.endpoint("/")
+    def read(self, input: Seen) -> Answer:
+        return Answer(text=download_file(input.url, "inputs").read_text())
+
+
+@bug(
+    "P10",
+    symptom="our app answers 500 to inputs that the same account uploaded",
+    topic=LIFETIME,
+    seen=("1.75.5", "1.83.0"),
+)
+@pytest.mark.fal(account_acl={"default": "hide"})
+def test_an_app_cannot_read_its_own_accounts_inputs(fal_runner, fal_cdn):
+    """An app cannot read a private input, though it is the account's that runs the app.
+
+    Production: all requests with a file fail since the account made its files private.
+    Expected: the app reads as its owner, or as its caller.
+    Happens: the app has a token of its caller's (x-fal-cdn-token) and a key of its owner's, and
+        the toolkit sends neither of them when it reads.
+    Avoid: send the app a signed link.
+    """
+    runner = fal_runner(Reader)
+    url = str(File.from_bytes(b"input", file_name="input.txt").url)
+    assert runner.post("/", json={"url": url}).status_code == 500
+    assert f"Failed to get remote file properties for {url}" in runner.output
+
+    signed = fal_cdn.sign(url, expires_in=3600)
+    assert runner.post("/", json={"url": signed}).json() == {"text": "input"}
+
+
+@bug(
+    "P17",
+    symptom="we deleted a request's data, and the customer's photo can still be downloaded",
+    topic=LIFETIME,
+    seen=None,
+)
+def test_deleting_payloads_leaves_inputs(fal_runner, fal_emulator):
+    """Deleting a request's payloads deletes its outputs, and leaves the files it was made from.
+
+    Production: a request for deletion counts as done, and the uploaded photo stays for ever.
+    Expected: all that has to do with the request is gone.
+    Happens: an input is a file of its own, uploaded before there was a request; there is no call
+        that deletes a single file.
+    Avoid: give inputs a lifetime when they are uploaded.
+    """
+    photo = str(File.from_bytes(b"a photo", file_name="photo.txt").url)
+    request = {"x-fal-request-id": "9c1f0a3e"}
+    output = fal_runner(Copier).post("/", json={"url": photo}, headers=request).json()["url"]
+
+    where = "https://api.fal.ai/v1/models/requests/9c1f0a3e/payloads"
+    answer = httpx.delete(where, headers={"Authorization": f"Key {fal_emulator.owner.key}"})
+    assert answer.json() == {"cdn_delete_results": [{"link": output, "exception": None}]}
+    assert [httpx.get(url).status_code for url in (output, photo)] == [404, 200]
+
+
+@bug(
+    "P17",
+    symptom="X-Fal-Store-IO: 0 was sent, and all images of the request are still there",
+    topic=LIFETIME,
+    seen=None,
+)
+def test_not_storing_payloads_keeps_all_media(fal_runner, fal_clock):
+    """X-Fal-Store-IO: 0 stops the storing of JSON, and of no file.
+
+    Production: requests with private content leave their images on the CDN, readable by URL.
+    Expected: nothing is stored.
+    Happens: the header is about the request's JSON; its files live as long as the account's, or
+        the request's, lifecycle preference says, by default for ever.
+    Avoid: X-Fal-Object-Lifecycle-Preference with a lifetime in the same request.
+    """
+    runner = fal_runner(Painter)
+    unstored = {"x-fal-store-io": "0"}
+    kept = runner.post("/", headers=unstored).json()["url"]
+    short = runner.post("/", headers={**unstored, **ONE_HOUR}).json()["url"]
+    fal_clock.advance(days=365)
+    assert httpx.get(kept).content == b"pixels"
+
+    assert httpx.get(short).status_code == 404
+
+
+class Studio(fal.App):
+    @fal.endpoint("/")
+    def order(self) -> File:
+        return File(url=fal_client.run("studio/painter", {})["url"])
+
+    @fal.endpoint("/pool")
+    def order_in_a_pool(self) -> File:
+        with ThreadPoolExecutor() as pool:
+            return File(url=pool.submit(fal_client.run, "studio/painter", {}).result()["url"])
+
+    @fal.endpoint("/careful")
+    def order_in_a_pool_carefully(self) -> File:
+        with ThreadPoolExecutor() as pool:
+            context = contextvars.copy_context()
+            answer = pool.submit(context.run, fal_client.run, "studio/painter", {}).result()
+        return File(url=answer["url"])
+
+
+@bug(
+    "P39",
+    symptom="the picture that my app ordered from another app is 404 for my caller",
+    topic=LIFETIME,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_a_nested_result_cannot_be_read(fal_runner, fal_http, fal_emulator):
+    """A caller cannot read what an app ordered for it in a thread of its own.
+
+    Production: with private outputs, results of one endpoint can be read, those of another cannot;
+        the only difference is a pool that was to make it faster.
+    Expected: who may read the app's own outputs may read those of the apps that it calls.
+    Happens: the gateway extends the caller's token by the nested request, and fal_client and the
+        SDK hand it back to the caller as x-fal-cdn-token. Both find the request in a context
+        variable, which a pool's threads do not have.
+    Avoid: run the call in a copy of the context; and in the client, read with the token that came
+        with the answer.
+    """
+    ann, painter = fal_emulator.user("ann"), fal_runner(Painter)
+
+    def gateway(request):
+        number = f"nested-{len(fal_emulator.cdn.uploads)}"
+        answer = painter.post("/", headers={**PRIVATE, "x-fal-request-id": number})
+        has_token = "x-fal-cdn-token" in request.headers
+        token = {"x-fal-cdn-token": ann.token(also=[number])} if has_token else {}
+        return httpx.Response(200, json=answer.json(), headers=token)
+
+    fal_http.post("https://fal.run/studio/painter").mock(side_effect=gateway)
+    runner = fal_runner(Studio)
+
+    def read(path):
+        """Order a picture as ann, and read it with the token that came with the answer."""
+        answer = runner.post(path, caller=ann)
+        token = answer.headers.get("x-fal-cdn-token", ann.token())
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.get(answer.json()["url"], headers=headers).status_code
+
+    assert read("/") == 200
+    assert ann.get(fal_emulator.cdn.uploads[-1].url).status_code == 404, "with her own token"
+    assert read("/pool") == 404
+
+    assert read("/careful") == 200
+
+
+@bug(
+    "N40",
+    symptom="we changed FAL_KEY, and fal_client goes on uploading to the old account",
+    topic=UPLOADS,
+    seen=("1.0.3", "1.0.3"),
+    package="fal_client",
+)
+def test_the_first_key_is_for_ever(fal_cdn, fal_emulator, monkeypatch):
+    """The functions of fal_client keep the first FAL_KEY that they found.
+
+    Production: a worker that serves several accounts puts all files into the first one's, and a
+        process that was told of a new key goes on with the revoked one.
+    Expected: fal_client.upload() takes the key that is set.
+    Happens: the functions are methods of one client of the module, which keeps credentials and
+        token for the life of the process.
+    Avoid: fal_client.SyncClient(key=...) for each account.
+    """
+    bob = fal_emulator.user("bob")
+
+    def owner(upload):
+        return fal_cdn.info(upload(b"x", "text/plain", "a.txt")).owner
+
+    assert owner(fal_client.upload) == "tester"
+    monkeypatch.setenv("FAL_KEY", bob.key)
+    assert owner(fal_client.upload) == "tester"
+
+    assert owner(fal_client.SyncClient(key=bob.key).upload) == "bob"
