@@ -642,3 +642,10 @@ def quoted(name: str) -> bytes:
     from urllib.parse import quote
 
     return quote(name).encode()
+
+
+def test_another_users_data_is_not_this_accounts(fs, fal_data, fal_emulator):
+    fal_data.write("a.txt", b"a")
+    with fal_emulator.user("bob"), pytest.raises(FalServerlessException) as caught:
+        FalFileSystem().ls("/data")
+    assert str(caught.value) == "the emulator has no /data of bob's, only the account's"

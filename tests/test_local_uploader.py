@@ -1135,3 +1135,42 @@ def test_a_failing_tests_report_lists_what_is_not_there(pytester: pytest.Pyteste
             "NodeUpload: https://v3b.fal.media/*_b.txt, 5 bytes, failed: the CDN refused it",
         ]
     )
+
+
+# --- whose file it is -----------------------------------------------------------------------------
+
+
+class Maker(fal.App):
+    @fal.endpoint("/")
+    def make(self) -> dict[str, str]:
+        return {"url": str(File.from_bytes(b"made", file_name="made.txt").url)}
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_what_a_runner_hands_over_is_its_callers(
+    isolation: str, fal_runner: RunnerFactory, fal_emulator: Emulator, fal_cdn: CDN
+) -> None:
+    bob = fal_emulator.user("bob")
+    hidden = {"x-fal-object-lifecycle-preference": '{"initial_acl": {"default": "hide"}}'}
+    runner = fal_runner(Maker, isolation=isolation)
+    url = runner.post("/", headers=hidden, caller=bob).json()["url"]
+    assert fal_cdn.info(url).owners == ("bob", "tester")
+    assert (httpx.get(url).status_code, bob.get(url).content) == (404, b"made")
+
+
+def test_who_acts_as_another_user_hands_over_that_users_files(
+    fal_emulator: Emulator, fal_cdn: CDN
+) -> None:
+    with fal_emulator.user("bob"):
+        assert fal_cdn.info(upload()).owner == "bob"
+
+
+def test_a_rule_for_an_unknown_user_is_dropped_there_too(fal_cdn: CDN, fal_ledger: Ledger) -> None:
+    rules = {"default": "hide", "rules": [{"user": "bob", "decision": "allow"}]}
+    url = upload(object_lifecycle_preference={"initial_acl": rules})
+    assert fal_cdn.info(url).acl.to_json() == {"default": "hide", "rules": []}
+    assert fal_ledger.problems == [
+        "#1 POST http://uploader.fal/v1/uploads: the rule for 'bob' was dropped: the platform "
+        'knows no such user. Write fal_emulator.user("bob") before this, or '
+        '@pytest.mark.fal(users=["bob"])'
+    ]
