@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from emulator.ledger import Exchange
-    from emulator.storage.cdn import CDNFile
+    from emulator.storage.cdn_files import CDNFile
 
 __all__ = [
     "ANY",

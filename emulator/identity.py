@@ -12,7 +12,7 @@ from emulator.settings import Settings
 from emulator.users import Users
 
 if TYPE_CHECKING:
-    from emulator.storage.cdn import CDNFile
+    from emulator.storage.cdn_files import CDNFile
 
 __all__ = ["CDNToken", "Identities", "Reader"]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from emulator.runners.runner import Runner, RunnerError, RunnerFactory, StartupError
     from emulator.schedule import Appointment
     from emulator.settings import Settings
-    from emulator.storage.cdn import CDN, CDNFile
+    from emulator.storage.cdn import CDN
+    from emulator.storage.cdn_files import CDNFile
     from emulator.storage.kv import KV, KVEntry
     from emulator.storage.node_uploader import NodeUpload, Uploader
     from emulator.storage.volume import Volume
@@ -79,7 +80,7 @@ _MODULES = {
     "Appointment": "emulator.schedule",
     "Attempt": "emulator.fleets.call",
     "CDN": "emulator.storage.cdn",
-    "CDNFile": "emulator.storage.cdn",
+    "CDNFile": "emulator.storage.cdn_files",
     "Call": "emulator.fleets.call",
     "Clock": "emulator.clock",
     "Deployment": "emulator.fleets.deployment",

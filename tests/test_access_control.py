@@ -677,3 +677,13 @@ def test_a_failing_tests_report_names_the_reader(pytester: pytest.Pytester) -> N
             "*! the file's access rules say hide to bob, whom no rule names",
         ]
     )
+
+
+def test_a_rule_that_makes_no_sense_is_refused(fal_cdn: CDN) -> None:
+    url = fal_cdn.put(b"x")
+    with pytest.raises(EmulatorError) as caught:
+        fal_cdn.set_acl(url, "nobody")
+    assert str(caught.value) == (
+        "fal_cdn.set_acl() cannot do this: the ACL's default is not allow, forbid or hide: "
+        "'nobody'. Write for example fal_cdn.set_acl(url, \"hide\")."
+    )

@@ -17,9 +17,10 @@ from emulator.identity import CDNToken
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
 from emulator.storage.access import LONGEST_SIGNATURE
-from emulator.storage.cdn import CDN, CDNFile, UploadError
+from emulator.storage.cdn import CDN
+from emulator.storage.cdn_files import CDNFile
 from emulator.storage.lifecycle import Acl, parse_acl
-from emulator.storage.uploads import V3_HOSTS
+from emulator.storage.uploads import V3_HOSTS, UploadError
 from emulator.users import Account, dropped_rule, without
 
 __all__ = ["APIError", "ErrorType", "FileAccess", "account_of", "sign_by_token"]

@@ -18,8 +18,10 @@ from emulator.ledger import Exchange
 from emulator.network.reply import Body, json_reply, reply
 from emulator.network.router import WouldBlock
 from emulator.storage.access import why_refused
-from emulator.storage.cdn import CDN, TIME, CDNFile, Upload, UploadError
+from emulator.storage.cdn import CDN
+from emulator.storage.cdn_files import TIME, CDNFile
 from emulator.storage.lifecycle import ByteRange, Unsatisfiable, decide, parse_range, status_of
+from emulator.storage.uploads import Upload, UploadError
 
 __all__ = ["CDNHost"]
 

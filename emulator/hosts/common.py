@@ -13,8 +13,8 @@ from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
 from emulator.settings import Settings
-from emulator.storage.cdn import UploadError
 from emulator.storage.lifecycle import parse_preference
+from emulator.storage.uploads import UploadError
 
 __all__ = [
     "LOST_CONTEXT",

@@ -22,8 +22,9 @@ from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
 from emulator.sdk import rest_host
-from emulator.storage.cdn import CDN, Upload, UploadError
+from emulator.storage.cdn import CDN
 from emulator.storage.lifecycle import rewrite_file_name
+from emulator.storage.uploads import Upload, UploadError
 
 __all__ = ["RestHost", "answers_rest"]
 

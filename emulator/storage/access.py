@@ -14,7 +14,7 @@ from emulator.storage.lifecycle import Acl, Decision
 
 if TYPE_CHECKING:
     from emulator.identity import Reader
-    from emulator.storage.cdn import CDNFile
+    from emulator.storage.cdn_files import CDNFile
 
 __all__ = ["LONGEST_SIGNATURE", "Deletion", "check_lifetime", "why_refused"]
 

@@ -29,6 +29,7 @@ TOPICS = (
     "Images",
     "Uploads that go elsewhere",
     "Uploads",
+    "Uploads by way of the node",
     "Lifetime and readers of uploads",
     "Results kept in memory",
     "Compiled kernels",
@@ -50,7 +51,6 @@ NOT_REPRODUCED = (
         "signed links to Google's storage live for 15 hours, not 15 minutes",
         "Google's storage",
     ),
-    ("U11", "an upload to the caller's bucket that fails is seen by nobody", "S3"),
     (
         "P5",
         "uploads of more than 100 MiB lose the lifetime they were given (until fal 1.67.0)",
@@ -58,9 +58,7 @@ NOT_REPRODUCED = (
     ),
     ("P8", "inputs that the JavaScript client uploads by itself carry no lifetime", _JAVASCRIPT),
     ("P15", "links to R2 and S3 die after 15 minutes, whatever the request says", "S3 and R2"),
-    ("P17", "deleting a request's payloads leaves its input files on the CDN", _GATEWAY),
     ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
-    ("P39", "results of nested calls cannot be read by the caller", _GATEWAY),
 )
 
 HEAD = f"""\
