@@ -24,6 +24,7 @@ from emulator.hosts.cdn import CDNHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
+from emulator.hosts.s3 import S3Host
 from emulator.identity import Identities
 from emulator.ledger import Ledger
 from emulator.network.faults import Faults
@@ -38,6 +39,7 @@ from emulator.sdk import SDKState
 from emulator.settings import Settings
 from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
+from emulator.storage.moto_s3 import MotoS3
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
 
@@ -87,6 +89,7 @@ class Emulator:
         self._identities = Identities(self.clock.now)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
+        self._moto = MotoS3()
         self._gateway = Gateway(
             self.clock, self.ledger, self._identities, lambda: self.settings, lambda: self._runners
         )
@@ -232,6 +235,8 @@ class Emulator:
             undo.callback(self._environment.leave)
             self._environment.enter(certificate)
             self._network.enter(certificate, undo)
+            undo.callback(self._moto.end)
+            self._moto.begin()
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self.clock.reset)
             undo.callback(self._between.stop)
@@ -321,6 +326,7 @@ class Emulator:
             RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
             CDNHost(self._cdn, self._identities),
             RunnerHost(runners.named),
+            S3Host(self._moto, self.clock.now),
         ]
         runners.ended = self._gateway.runner_ended
         runners.connect(self._network.wire, self._network.resolver)

@@ -10,6 +10,8 @@ import os
 import sys
 import tempfile
 
+from emulator.identity import AWS_KEY
+
 __all__ = ["Environment"]
 
 FAKE_KEY = "emulated-key-id:emulated-key-secret"
@@ -30,10 +32,25 @@ _REMOVED = (
     # other places to upload to, and what a runner left behind
     *("FAL_USE_LOCAL_UPLOADER", "FAL_API_SOCKET", "FAL_CDN_V3_HOST", "FAL_RUNNER_STATE"),
     *("IS_ISOLATE_AGENT", "NOMAD_ALLOC_PORT_grpc"),
+    # whose buckets: other keys, other ways to be somebody at Amazon and Google, other endpoints
+    *("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
+    *("AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    *("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST"),
     # /tmp is /tmp
     *("TMPDIR", "TEMP", "TMP"),
     "SSL_CERT_DIR",
 )
+#: What boto3 and Google's libraries find instead of the user's: a key of nobody, no files.
+_NOBODY = {
+    "AWS_ACCESS_KEY_ID": AWS_KEY[0],
+    "AWS_SECRET_ACCESS_KEY": AWS_KEY[1],
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "CLOUDSDK_CONFIG": os.devnull,
+    "NO_GCE_CHECK": "true",
+}
 
 
 class Environment:
@@ -65,6 +82,8 @@ class Environment:
         environment["FAL_HOME_DIR"] = self.home
         for name in _CA_VARIABLES:
             environment[name] = certificate
+        environment.update(_NOBODY)
+        environment.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
     def leave(self) -> None:
         """Restore."""
