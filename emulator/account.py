@@ -21,6 +21,7 @@ from emulator.environment import Environment
 from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
+from emulator.hosts.google import GoogleHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
@@ -37,8 +38,10 @@ from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
 from emulator.settings import Settings
+from emulator.storage.buckets import Buckets
 from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
+from emulator.storage.google import GoogleAccount, GoogleBuckets
 from emulator.storage.moto_s3 import MotoS3
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
@@ -90,6 +93,10 @@ class Emulator:
         self._disk = Disk(self._root)
         self._sdk = SDKState()
         self._moto = MotoS3()
+        google, account = GoogleBuckets(self.clock.now), GoogleAccount()
+        self._google = GoogleHost(google, account, self.clock.now)
+        #: Buckets of S3, R2 and Google.
+        self.buckets = Buckets(self._moto, google, account, self.clock.now)
         self._gateway = Gateway(
             self.clock, self.ledger, self._identities, lambda: self.settings, lambda: self._runners
         )
@@ -327,6 +334,7 @@ class Emulator:
             CDNHost(self._cdn, self._identities),
             RunnerHost(runners.named),
             S3Host(self._moto, self.clock.now),
+            self._google,
         ]
         runners.ended = self._gateway.runner_ended
         runners.connect(self._network.wire, self._network.resolver)
@@ -345,6 +353,8 @@ class Emulator:
         self._network.reset()
         self._runners.reset()
         self._gateway.reset()
+        self._google.reset()
+        self.buckets.reset()
 
     def _limit_volumes(self) -> None:
         if self.settings.data_size is not None:

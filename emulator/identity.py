@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-__all__ = ["AWS_KEY", "BUCKET_KEYS", "R2_KEY", "CDNToken", "Identities"]
+__all__ = ["AWS_KEY", "BUCKET_KEYS", "R2_ACCOUNT", "R2_KEY", "CDNToken", "Identities"]
 
 #: The keys (id, secret) of the test's own buckets; shaped like real ones, and nobody's.
 AWS_KEY = ("AKIAEMULATEDBYPYTEST", "emulated/secret+of+the+emulated+S3+bucket")
 R2_KEY = ("e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0", "emulated-secret-of-the-emulated-r2-bucket")
+R2_ACCOUNT = "emulated0account0of0r2"
 #: The keys whose signatures are checked; others are taken on trust, as moto does.
 BUCKET_KEYS = dict((AWS_KEY, R2_KEY))
 

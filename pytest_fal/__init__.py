@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from emulator.runners.runner import Runner, RunnerError, RunnerFactory, StartupError
     from emulator.schedule import Appointment
     from emulator.settings import Settings
+    from emulator.storage.buckets import Bucket, Buckets
     from emulator.storage.cdn import CDN, CDNFile
     from emulator.storage.volume import Volume
     from pytest_fal.warnings import MemoryNotGivenBackWarning, UnusedFaultWarning
@@ -36,6 +37,8 @@ __all__ = [
     "CDN",
     "Appointment",
     "Attempt",
+    "Bucket",
+    "Buckets",
     "CDNFile",
     "Call",
     "Clock",
@@ -66,6 +69,8 @@ __all__ = [
 _MODULES = {
     "Appointment": "emulator.schedule",
     "Attempt": "emulator.fleets.call",
+    "Bucket": "emulator.storage.buckets",
+    "Buckets": "emulator.storage.buckets",
     "CDN": "emulator.storage.cdn",
     "CDNFile": "emulator.storage.cdn",
     "Call": "emulator.fleets.call",

@@ -43,6 +43,7 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
         ("events", events[-_MOST:]),
         ("clock", _clock(emulator)),
         ("faults that never struck", [repr(fault) for fault in emulator.faults.unused]),
+        ("buckets", [repr(bucket)[1:-1] for bucket in emulator.buckets.all]),
         (f"volumes, kept in {emulator.directory}", _volumes(emulator)),
     ]
     for deployment in emulator.gateway.deployments.values():
