@@ -247,10 +247,11 @@ class Emulator:
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self.clock.reset)
             undo.callback(self._between.stop)
-            undo.callback(self._sdk.drain)
+            undo.callback(self._drain)
             undo.callback(self._gateway.end)
             undo.callback(self._runners.stop_all)
             undo.callback(self._gateway.close)
+            undo.callback(self._sdk.end_retries)
             # First of all: what a gate holds would keep runners and connections from ending.
             undo.callback(self.faults.end)
             self._undo = undo.pop_all()
@@ -355,6 +356,10 @@ class Emulator:
         self._gateway.reset()
         self._google.reset()
         self.buckets.reset()
+
+    def _drain(self) -> None:
+        for sentence in self._sdk.drain():
+            self.ledger.event("upload", sentence)
 
     def _limit_volumes(self) -> None:
         if self.settings.data_size is not None:

@@ -7,6 +7,7 @@ is skipped: each entry only undoes what a test could have changed.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SDKState",
     "app_of",
+    "is_uploading",
     "load_app",
     "load_app_module",
     "pickle_app",
@@ -36,6 +38,10 @@ __all__ = [
 ]
 
 _PROVIDERS = "fal.toolkit.file.providers.fal"
+_POLICY = "fal.toolkit.file._upload_policy"
+#: How long a test's end waits for uploads in the background, as the SDK's teardown does [§1.13].
+DRAIN_SECONDS = 5.0
+_STEP = 0.002
 _FILE = "fal.toolkit.file.file"
 _AGES_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
@@ -77,11 +83,34 @@ class SDKState:
         self._save_results()
         _forget_images()
 
-    def drain(self) -> None:
-        """Wait for uploads to a caller's bucket that run in the background."""
-        policy = sys.modules.get("fal.toolkit.file._upload_policy")
-        if policy is not None and getattr(policy, "_inflight", None):
-            policy.drain()
+    def end_retries(self) -> None:
+        """Let uploads to a caller's bucket that fail from now on fail for good.
+
+        The test is over: what a gate held is reset, and nobody waits for a second attempt.
+        """
+        policy = sys.modules.get(_POLICY)
+        if getattr(policy, "_inflight", None):
+            self._save_attribute(policy, "_should_retry")
+            policy._should_retry = lambda *_: False  # type: ignore[union-attr]
+
+    def drain(self) -> list[str]:
+        """Wait for uploads to a caller's bucket that run in the background, and end the others.
+
+        Returns:
+            One sentence for the uploads that did not end in time. They are ended as soon as they
+            wake: without the emulation, another attempt would reach the real bucket.
+        """
+        threads = list(getattr(sys.modules.get(_POLICY), "_inflight", ()))
+        # Not the SDK's own drain(): on a stopped clock it takes its limit for each of them.
+        wait = threading.Event().wait
+        for _ in range(int(DRAIN_SECONDS / _STEP)):
+            if not any(thread.is_alive() for thread in threads):
+                return []
+            wait(_STEP)
+        stuck = [thread for thread in threads if thread.is_alive()]
+        for thread in stuck:
+            _end_thread(thread)
+        return [f"{len(stuck)} of {len(threads)} uploads to a caller's bucket were abandoned"]
 
     def restore(self) -> None:
         """Put everything back; what was first loaded meanwhile becomes as if loaded now."""
@@ -142,6 +171,19 @@ class SDKState:
         if isolate is not None:
             results = _take_results(isolate)
             self._undo.append(lambda: _put_results(isolate, results))
+
+
+def is_uploading() -> bool:
+    """Whether this thread is one of the SDK's that upload to a caller's bucket."""
+    inflight = getattr(sys.modules.get(_POLICY), "_inflight", ())
+    return threading.current_thread() in inflight
+
+
+def _end_thread(thread: threading.Thread) -> None:
+    """Have a thread end by itself, once it runs Python code again."""
+    if thread.ident is not None:
+        end = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        end(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
 
 
 _WATCHED = ("fal.auth.local", "fal.ref", "isolate", _PROVIDERS)

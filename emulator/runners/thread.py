@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from emulator import sdk
 from emulator.runners.lifespan import Lifespan
 from emulator.runners.runner import Result, Runner, RunnerKilled, Surroundings
 from emulator.storage import mounts
@@ -81,7 +82,8 @@ class ThreadRunner(Runner):
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._cancel_everything(), self._loop)
         if self._is_on_it():
-            raise RunnerKilled(self.end)
+            # A thread that nobody waits for ends by the one error that Python says nothing about.
+            raise SystemExit(self.end) if sdk.is_uploading() else RunnerKilled(self.end)
 
     def _dispose(self) -> None:
         self._thread.join(timeout=1.0)

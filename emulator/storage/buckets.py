@@ -6,12 +6,13 @@ What an app does with them goes over HTTP; this is what a test prepares and look
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol, get_args
 from urllib.parse import quote
 
-from emulator.checks import listed
+from emulator.checks import fail, listed
 from emulator.errors import EmulatorError
 from emulator.identity import AWS_KEY, R2_ACCOUNT, R2_KEY
 from emulator.storage.google import GoogleAccount, GoogleBuckets
@@ -21,6 +22,8 @@ from emulator.storage.presigning import presigned_post, presigned_url
 __all__ = ["Bucket", "Buckets", "Provider"]
 
 Provider = Literal["s3", "r2", "gcs"]
+
+_STEP = 0.002
 
 _PUBLIC = {
     "Version": "2012-10-17",
@@ -105,6 +108,33 @@ class Bucket:
         self.keys  # noqa: B018 - raises when the bucket is gone
         self._objects.put(self.name, key, data, content_type)
         return self.url(key)
+
+    def wait_for(self, count: int = 1, seconds: float = 5.0) -> list[str]:
+        """Wait, in real time, until so many objects are there: an app may upload in the background.
+
+        Args:
+            count: of objects in the bucket, at least.
+            seconds: the longest time.
+
+        Returns:
+            The keys.
+
+        Raises:
+            AssertionError: they did not come; says what there is.
+        """
+        __tracebackhide__ = True
+        wait = threading.Event().wait
+        for _ in range(int(seconds / _STEP)):
+            if len(self.keys) >= count:
+                break
+            wait(_STEP)
+        else:
+            fail(
+                f"{count} objects did not come into the bucket {self.name!r} within {seconds:g} s: "
+                f"there is {listed(self.keys) or 'none'}. Look at fal_ledger.requests(method="
+                '"POST") for what became of the uploads.'
+            )
+        return self.keys
 
     def url(self, key: str) -> str:
         """The plain URL of an object: readable for all only in a public bucket."""
