@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SDKState",
     "app_of",
-    "is_uploading",
+    "end_of_upload",
     "load_app",
     "load_app_module",
     "pickle_app",
@@ -173,17 +173,28 @@ class SDKState:
             self._undo.append(lambda: _put_results(isolate, results))
 
 
-def is_uploading() -> bool:
-    """Whether this thread is one of the SDK's that upload to a caller's bucket."""
+def end_of_upload() -> type[BaseException] | None:
+    """What ends this thread without a word, if it uploads to a caller's bucket; else None."""
     inflight = getattr(sys.modules.get(_POLICY), "_inflight", ())
-    return threading.current_thread() in inflight
+    return _upload_abandoned() if threading.current_thread() in inflight else None
+
+
+def _upload_abandoned() -> type[BaseException]:
+    """The one kind of error that the SDK's threads keep to themselves."""
+    failed: Any = sys.modules[_POLICY].UploadPolicyError
+
+    class UploadAbandoned(failed):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__("The upload was abandoned: its runner, or its test, is over.")
+
+    return UploadAbandoned
 
 
 def _end_thread(thread: threading.Thread) -> None:
-    """Have a thread end by itself, once it runs Python code again."""
+    """Have an upload's thread end by itself, once it runs Python code again."""
     if thread.ident is not None:
         end = ctypes.pythonapi.PyThreadState_SetAsyncExc
-        end(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+        end(ctypes.c_ulong(thread.ident), ctypes.py_object(_upload_abandoned()))
 
 
 _WATCHED = ("fal.auth.local", "fal.ref", "isolate", _PROVIDERS)

@@ -82,8 +82,8 @@ class ThreadRunner(Runner):
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._cancel_everything(), self._loop)
         if self._is_on_it():
-            # A thread that nobody waits for ends by the one error that Python says nothing about.
-            raise SystemExit(self.end) if sdk.is_uploading() else RunnerKilled(self.end)
+            quietly = sdk.end_of_upload()
+            raise RunnerKilled(self.end) if quietly is None else quietly
 
     def _dispose(self) -> None:
         self._thread.join(timeout=1.0)
