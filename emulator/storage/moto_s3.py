@@ -160,11 +160,18 @@ def _forget_instances() -> None:
     from moto.core.model_instances import model_data
 
     for model in model_data["s3"].values():
-        for instance in model.instances_tracked:
+        tracked = _instances(model)
+        for instance in tracked:
             dispose = getattr(instance, "dispose", None)
             if dispose is not None:  # replaced or deleted: closed by nobody else
                 dispose()
-        model.instances_tracked.clear()
+        tracked.clear()
+
+
+def _instances(model: Any) -> list[Any]:
+    """Those of one class; the list was renamed in 5.1."""
+    found: list[Any] = getattr(model, "instances_tracked", None) or getattr(model, "instances", [])
+    return found
 
 
 @functools.cache
@@ -175,7 +182,7 @@ def _moto() -> tuple[Any, Any, Any, Any]:
         from botocore.compat import HTTPHeaders
         from moto.s3.responses import S3Response
 
-        for name in ("bucket_dispatch", "ambiguous_dispatch", "key_dispatch"):
+        for name in ("bucket_response", "ambiguous_response", "key_response"):
             getattr(S3Response, name)
     except (ImportError, AttributeError) as error:
         from importlib.metadata import version
@@ -203,11 +210,11 @@ def _dispatch(
         request = normalize(request)
     # As moto's own table of URLs has it, which takes it 1 ms to go through.
     if place == "/":
-        handler = responses.bucket_dispatch
+        handler = responses().bucket_response
     elif "/" not in place[1:].removesuffix("/"):
-        handler = responses.ambiguous_dispatch
+        handler = responses().ambiguous_response
     else:
-        handler = responses.key_dispatch
+        handler = responses().key_response
     try:
         answer: tuple[int, dict[str, Any], str | bytes] = handler(
             request, getattr(request, "raw_url", url), request.headers
