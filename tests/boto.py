@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from moto import __version__ as moto_version
+
+#: What the oldest moto does not do.
+newer_moto = pytest.mark.skipif(
+    tuple(map(int, moto_version.split(".")[:2])) < (5, 1),
+    reason=f"moto {moto_version} does not do it: only since 5.1",
+)
 
 _open: list[Any] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import requests
-from boto import client, closed_clients  # noqa: F401 - a fixture
+from boto import client, closed_clients, newer_moto  # noqa: F401 - a fixture
 from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def test_parts_out_of_order_are_refused(s3: Any) -> None:
         s3.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
 
 
+@newer_moto
 @pytest.mark.parametrize("algorithm", ["CRC32", "SHA256"])
 def test_a_checksum_is_kept(s3: Any, algorithm: str) -> None:
     s3.put_object(Bucket="films", Key="a", Body=b"x", ChecksumAlgorithm=algorithm)
@@ -241,6 +243,7 @@ def test_another_object_than_the_signed_one_is_refused(s3: Any, version: str) ->
     assert error_of(httpx.get(url))[:2] == (403, "SignatureDoesNotMatch")
 
 
+@newer_moto
 @pytest.mark.parametrize("version", ["s3", "s3v4"])
 def test_the_answers_headers_can_be_signed(s3: Any, version: str) -> None:
     url = presign(client(version), ResponseContentDisposition='attachment; filename="ü b.mp4"')
@@ -249,6 +252,7 @@ def test_the_answers_headers_can_be_signed(s3: Any, version: str) -> None:
     assert "attachment" in found.headers["content-disposition"]
 
 
+@newer_moto
 @pytest.mark.parametrize("version", ["s3", "s3v4"])
 def test_a_presigned_put_stores(s3: Any, version: str) -> None:
     where = {"Bucket": "films", "Key": "new", "ContentType": "text/plain"}
@@ -269,6 +273,14 @@ def test_keys_of_the_users_own_are_taken_on_trust(s3: Any) -> None:
     other = client(aws_access_key_id="id", aws_secret_access_key="secret")
     assert other.get_object(Bucket="films", Key="a film.mp4")["Body"].read() == b"frames"
     assert httpx.get(presign(other)).content == b"frames"
+
+
+def test_other_peoples_files_are_an_origins(fal_emulator: Any, fal_origin: Any) -> None:
+    url = "https://their-models.s3.amazonaws.com/model.bin"
+    with pytest.raises(ConnectionError, match=re.escape(f'fal_origin.serve("{url}"')):
+        httpx.get(url)
+    fal_origin.serve(url, content=b"weights")
+    assert httpx.get(url).content == b"weights"
 
 
 # --- one test's buckets ---------------------------------------------------------------------------

@@ -306,7 +306,7 @@ class GoogleHost:
 
     # --- plain URLs ------------------------------------------------------------------------------
 
-    def _plain(self, request: httpx.Request, path: str, query: str) -> httpx.Response:
+    def _plain(self, request: httpx.Request, path: str, query: str) -> httpx.Response | None:
         """``/bucket/object``, or the object alone where the host names the bucket."""
         host = request.url.host
         own = host.removesuffix(f".{HOST}") if host != HOST else ""
@@ -315,6 +315,8 @@ class GoogleHost:
         signed = self._check_signature(request, path, signatures.pairs_of(query))
         bucket = self._store.buckets.get(bucket_name)
         if bucket is None:
+            if request.method in ("GET", "HEAD") and not signed and not _has_token(request):
+                return None  # other people's: an origin of the test's, or nobody
             why = "The specified bucket does not exist."
             raise Refusal(404, why, code="NoSuchBucket")
         name = unquote(rest)
@@ -327,8 +329,9 @@ class GoogleHost:
         if request.method not in ("GET", "HEAD"):
             raise Refusal(403, "Access denied.", code="AccessDenied")
         found = bucket.objects.get(name)
-        bearer = request.headers.get("authorization", "").lower().startswith("bearer ")
-        readable = signed or bearer or bucket.public or (found is not None and found.public)
+        readable = (
+            signed or _has_token(request) or bucket.public or (found is not None and found.public)
+        )
         if not readable:
             raise Refusal(
                 403,
@@ -386,3 +389,7 @@ class GoogleHost:
         if self._now() >= at:
             why = f"The provided token has expired.|Request signature expired at: {at.isoformat()}"
             raise Refusal(400, why, code="ExpiredToken")
+
+
+def _has_token(request: httpx.Request) -> bool:
+    return bool(request.headers.get("authorization", "").lower().startswith("bearer "))

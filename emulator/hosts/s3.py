@@ -85,11 +85,13 @@ class S3Host:
         """Whether this is an endpoint of S3 or R2."""
         return place_of(host, "/") is not None
 
-    def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
-        """Answer as S3 does."""
+    def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response | None:
+        """Answer as S3 does; None for the public files of other people's buckets."""
         path, _, query = request.url.raw_path.decode("ascii").partition("?")
         place = place_of(request.url.host, path)
         assert place is not None
+        if _is_anonymous(request) and place.bucket not in self._moto.names():
+            return None
         try:
             if _is_form(request):
                 return self._post(request, place)
@@ -225,6 +227,12 @@ class S3Host:
         return _success(request.url, place, form, key, etag)
 
 
+def _is_anonymous(request: httpx.Request) -> bool:
+    """Whether it only reads, as anybody could: then it may be meant for an origin of the test's."""
+    signed = "authorization" in request.headers or "Signature=" in str(request.url)
+    return request.method in ("GET", "HEAD") and not signed
+
+
 def _is_form(request: httpx.Request) -> bool:
     kind = request.headers.get("content-type", "")
     return request.method == "POST" and kind.lower().startswith("multipart/form-data")
@@ -328,6 +336,10 @@ def _unwrap(body: bytes, headers: list[tuple[str, str]]) -> tuple[bytes, list[tu
         for name, value in headers
         if name not in ("x-amz-content-sha256", "x-amz-trailer", "x-amz-decoded-content-length")
         and (name, value) != ("content-encoding", "aws-chunked")
+    ]
+    kept = [
+        (name, value.removesuffix(",aws-chunked") if name == "content-encoding" else value)
+        for name, value in kept
     ]
     trailers = [(name.decode().strip(), value.decode().strip()) for name, _, value in told]
     return b"".join(chunks), kept + [pair for pair in trailers if pair[0].startswith("x-amz-check")]

@@ -334,6 +334,7 @@ def _check(answer: Answer, what: str) -> Answer:
     if answer.status >= 300:
         text = answer.body.decode("utf-8", "replace")
         why = text.partition("<Message>")[2].partition("</Message>")[0] or text
+        why = why.removeprefix("<![CDATA[").removesuffix("]]>")
         raise EmulatorError(f"S3 does not {what}: {why}")
     return answer
 
