@@ -84,6 +84,8 @@ class Environment:
             environment[name] = certificate
         environment.update(_NOBODY)
         environment.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+        # moto puts objects of 5 MB into files in /tmp, which are the app's, and its limit.
+        environment.setdefault("MOTO_S3_DEFAULT_KEY_BUFFER_SIZE", str(1 << 30))
 
     def leave(self) -> None:
         """Restore."""

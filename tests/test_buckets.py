@@ -98,6 +98,14 @@ def test_all_buckets_are_found_whoever_made_them(fal_buckets: Buckets) -> None:
     assert fal_buckets["songs"].provider == "r2"
 
 
+@pytest.mark.fal(tmp_size=1024 * 1024)
+def test_what_is_stored_takes_nothing_of_the_apps_tmp(fal_buckets: Buckets, fal_tmp: Any) -> None:
+    bucket = fal_buckets.create("films")
+    bucket.put("large", bytes(6 * 1024 * 1024))
+    assert len(bucket.get("large")) == 6 * 1024 * 1024
+    assert fal_tmp.tree() == []
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
