@@ -242,7 +242,7 @@ class Emulator:
             undo.callback(self._environment.leave)
             self._environment.enter(certificate)
             self._network.enter(certificate, undo)
-            undo.callback(self._moto.end)
+            undo.callback(self._end_moto)
             self._moto.begin()
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self.clock.reset)
@@ -356,6 +356,10 @@ class Emulator:
         self._gateway.reset()
         self._google.reset()
         self.buckets.reset()
+
+    def _end_moto(self) -> None:
+        if self._moto.end():
+            self._environment.adopt("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
     def _drain(self) -> None:
         for sentence in self._sdk.drain():

@@ -87,6 +87,15 @@ class Environment:
         # moto puts objects of 5 MB into files in /tmp, which are the app's, and its limit.
         environment.setdefault("MOTO_S3_DEFAULT_KEY_BUFFER_SIZE", str(1 << 30))
 
+    def adopt(self, *names: str) -> None:
+        """Leave some variables as they are now: what set them before has put them back since."""
+        if self._saved is not None:
+            current = _variables()
+            for name in map(os.fsencode, names):
+                self._saved.pop(name, None)
+                if name in current:
+                    self._saved[name] = current[name]
+
     def leave(self) -> None:
         """Restore."""
         saved, self._saved = self._saved, None

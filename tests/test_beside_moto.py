@@ -249,3 +249,15 @@ def test_another_version_of_moto_is_named(monkeypatch: Any) -> None:
             moto_s3.MotoS3().ask("GET", "", "/")
     finally:
         moto_s3._moto.cache_clear()
+
+
+def test_a_mock_that_ends_inside_of_ours_leaves_no_key_of_its_own(monkeypatch: Any) -> None:
+    from emulator.account import Emulator
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "users")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "users-secret")
+    mock = mock_aws()
+    mock.start()
+    with Emulator():
+        mock.stop()
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "users"

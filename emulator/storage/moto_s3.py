@@ -46,12 +46,14 @@ class MotoS3:
     def __init__(self) -> None:
         self._before: frozenset[str] = frozenset()
         self._session: list[Any] = []
+        self._was_mocked = False
 
     def begin(self) -> None:
         """A test begins: remember what is there, and let nobody's older credentials be used."""
         self._before = frozenset()
         self._session = []
-        if not self.is_mocked:
+        self._was_mocked = self.is_mocked
+        if not self._was_mocked:
             self._before = frozenset(self.names())
             # What a default session of boto3 found in ~/.aws before would still sign requests.
             boto3 = sys.modules.get("boto3")
@@ -59,19 +61,25 @@ class MotoS3:
                 self._session = [boto3, getattr(boto3, "DEFAULT_SESSION", None)]
                 boto3.DEFAULT_SESSION = None  # type: ignore[attr-defined]
 
-    def end(self) -> None:
-        """It is over: remove the buckets it made, unless they are those of a mock."""
+    def end(self) -> bool:
+        """It is over: remove the buckets it made, unless they are those of a mock.
+
+        Returns:
+            Whether a mock that was active at the beginning has ended meanwhile, and so put the
+            user's own credentials back.
+        """
         if self._session:
             boto3, session = self._session
             boto3.DEFAULT_SESSION = session
             self._session = []
         if self.is_mocked:
-            return
+            return False
         made = [name for name in self.names() if name not in self._before]
         for name in made:
             _remove(name)
         if made and not self.names():
             _forget_instances()
+        return self._was_mocked
 
     @property
     def is_mocked(self) -> bool:
