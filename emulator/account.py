@@ -23,11 +23,13 @@ from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.files import FilesHost, PlatformFilesHost
 from emulator.hosts.git import Git
+from emulator.hosts.google import GoogleHost
 from emulator.hosts.kv import KVHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.platform_api import Payloads, PlatformAPI
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
+from emulator.hosts.s3 import S3Host
 from emulator.hosts.uploader import UploaderHost
 from emulator.identity import Identities
 from emulator.ledger import Ledger
@@ -41,10 +43,13 @@ from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
 from emulator.settings import Settings
+from emulator.storage.buckets import Buckets
 from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
 from emulator.storage.file_service import FileService
+from emulator.storage.google import GoogleAccount, GoogleBuckets
 from emulator.storage.kv import KV
+from emulator.storage.moto_s3 import MotoS3
 from emulator.storage.node_uploader import Uploader
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
@@ -97,6 +102,11 @@ class Emulator:
         self._disk = Disk(self._root)
         self._sdk = SDKState()
         self._kv = KV(self.clock, self.ledger, self.settings)
+        self._moto = MotoS3()
+        google, account = GoogleBuckets(self.clock.now), GoogleAccount()
+        self._google = GoogleHost(google, account, self.clock.now)
+        #: Buckets of S3, R2 and Google.
+        self.buckets = Buckets(self._moto, google, account, self.clock.now)
         self._gateway = Gateway(
             self.clock, self.ledger, self._identities, lambda: self.settings, lambda: self._runners
         )
@@ -275,16 +285,19 @@ class Emulator:
             self._git.enter(os.environ)
             self._environment.offer_uploader(self.uploader.socket, self.settings.local_uploader)
             self._network.enter(certificate, undo)
+            undo.callback(self._end_moto)
+            self._moto.begin()
             undo.callback(self._cdn.reset, self.settings)
             undo.callback(self._kv.reset, self.settings)
             undo.callback(self.clock.reset)
             undo.callback(self._uploader.end)
             undo.callback(self._between.stop)
             undo.callback(self._files.end)
-            undo.callback(self._sdk.drain)
+            undo.callback(self._drain)
             undo.callback(self._gateway.end)
             undo.callback(self._runners.stop_all)
             undo.callback(self._gateway.close)
+            undo.callback(self._sdk.end_retries)
             # First of all: what a gate holds would keep runners and connections from ending.
             undo.callback(self.faults.end)
             self._undo = undo.pop_all()
@@ -400,6 +413,8 @@ class Emulator:
             ),
             platform,
             RunnerHost(runners.named),
+            S3Host(self._moto, self.clock.now),
+            self._google,
         ]
         runners.ended = self._gateway.runner_ended
         runners.connect(self._network.wire, self._network.resolver)
@@ -422,6 +437,16 @@ class Emulator:
         self._runners.reset()
         self._gateway.reset()
         self._git.reset(self.settings)
+        self._google.reset()
+        self.buckets.reset()
+
+    def _end_moto(self) -> None:
+        if self._moto.end():
+            self._environment.adopt("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+    def _drain(self) -> None:
+        for sentence in self._sdk.drain():
+            self.ledger.event("upload", sentence)
 
     def _limit_volumes(self) -> None:
         if self.settings.data_size is not None:

@@ -10,6 +10,8 @@ import os
 import sys
 import tempfile
 
+from emulator.identity import AWS_KEY
+
 __all__ = ["Environment"]
 
 FAKE_KEY = "emulated-key-id:emulated-key-secret"
@@ -30,10 +32,25 @@ _REMOVED = (
     # other places to upload to, and what a runner left behind
     *("FAL_USE_LOCAL_UPLOADER", "FAL_API_SOCKET", "FAL_CDN_V3_HOST", "FAL_RUNNER_STATE"),
     *("IS_ISOLATE_AGENT", "NOMAD_ALLOC_PORT_grpc"),
+    # whose buckets: other keys, other ways to be somebody at Amazon and Google, other endpoints
+    *("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
+    *("AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    *("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST"),
     # /tmp is /tmp
     *("TMPDIR", "TEMP", "TMP"),
     "SSL_CERT_DIR",
 )
+#: What boto3 and Google's libraries find instead of the user's: a key of nobody, no files.
+_NOBODY = {
+    "AWS_ACCESS_KEY_ID": AWS_KEY[0],
+    "AWS_SECRET_ACCESS_KEY": AWS_KEY[1],
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "CLOUDSDK_CONFIG": os.devnull,
+    "NO_GCE_CHECK": "true",
+}
 
 
 class Environment:
@@ -65,6 +82,19 @@ class Environment:
         environment["FAL_HOME_DIR"] = self.home
         for name in _CA_VARIABLES:
             environment[name] = certificate
+        environment.update(_NOBODY)
+        environment.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+        # moto puts objects of 5 MB into files in /tmp, which are the app's, and its limit.
+        environment.setdefault("MOTO_S3_DEFAULT_KEY_BUFFER_SIZE", str(1 << 30))
+
+    def adopt(self, *names: str) -> None:
+        """Leave some variables as they are now: what set them before has put them back since."""
+        if self._saved is not None:
+            current = _variables()
+            for name in map(os.fsencode, names):
+                self._saved.pop(name, None)
+                if name in current:
+                    self._saved[name] = current[name]
 
     def offer_uploader(self, path: str, use: bool) -> None:
         """Name our socket, whether it is used or not: the SDK's default is the host's.

@@ -7,6 +7,7 @@ is skipped: each entry only undoes what a test could have changed.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import os
@@ -28,6 +29,7 @@ __all__ = [
     "SDKState",
     "another_key",
     "app_of",
+    "end_of_upload",
     "load_app",
     "load_app_module",
     "pickle_app",
@@ -37,6 +39,10 @@ __all__ = [
 ]
 
 _PROVIDERS = "fal.toolkit.file.providers.fal"
+_POLICY = "fal.toolkit.file._upload_policy"
+#: How long a test's end waits for uploads in the background, as the SDK's teardown does [§1.13].
+DRAIN_SECONDS = 5.0
+_STEP = 0.002
 _FILE = "fal.toolkit.file.file"
 _FILES = "fal.files"
 _AGES_AGO = datetime.min.replace(tzinfo=timezone.utc)
@@ -81,11 +87,34 @@ class SDKState:
         self._save_file_systems()
         _forget_images()
 
-    def drain(self) -> None:
-        """Wait for uploads to a caller's bucket that run in the background."""
-        policy = sys.modules.get("fal.toolkit.file._upload_policy")
-        if policy is not None and getattr(policy, "_inflight", None):
-            policy.drain()
+    def end_retries(self) -> None:
+        """Let uploads to a caller's bucket that fail from now on fail for good.
+
+        The test is over: what a gate held is reset, and nobody waits for a second attempt.
+        """
+        policy = sys.modules.get(_POLICY)
+        if getattr(policy, "_inflight", None):
+            self._save_attribute(policy, "_should_retry")
+            policy._should_retry = lambda *_: False  # type: ignore[union-attr]
+
+    def drain(self) -> list[str]:
+        """Wait for uploads to a caller's bucket that run in the background, and end the others.
+
+        Returns:
+            One sentence for the uploads that did not end in time. They are ended as soon as they
+            wake: without the emulation, another attempt would reach the real bucket.
+        """
+        threads = list(getattr(sys.modules.get(_POLICY), "_inflight", ()))
+        # Not the SDK's own drain(): on a stopped clock it takes its limit for each of them.
+        wait = threading.Event().wait
+        for _ in range(int(DRAIN_SECONDS / _STEP)):
+            if not any(thread.is_alive() for thread in threads):
+                return []
+            wait(_STEP)
+        stuck = [thread for thread in threads if thread.is_alive()]
+        for thread in stuck:
+            _end_thread(thread)
+        return [f"{len(stuck)} of {len(threads)} uploads to a caller's bucket were abandoned"]
 
     def restore(self) -> None:
         """Put everything back; what was first loaded meanwhile becomes as if loaded now."""
@@ -156,6 +185,30 @@ class SDKState:
         if files is not None:
             instances = _take_file_systems(files)
             self._undo.append(lambda: _put_file_systems(files, instances))
+
+
+def end_of_upload() -> type[BaseException] | None:
+    """What ends this thread without a word, if it uploads to a caller's bucket; else None."""
+    inflight = getattr(sys.modules.get(_POLICY), "_inflight", ())
+    return _upload_abandoned() if threading.current_thread() in inflight else None
+
+
+def _upload_abandoned() -> type[BaseException]:
+    """The one kind of error that the SDK's threads keep to themselves."""
+    failed: Any = sys.modules[_POLICY].UploadPolicyError
+
+    class UploadAbandoned(failed):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__("The upload was abandoned: its runner, or its test, is over.")
+
+    return UploadAbandoned
+
+
+def _end_thread(thread: threading.Thread) -> None:
+    """Have an upload's thread end by itself, once it runs Python code again."""
+    if thread.ident is not None:
+        end = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        end(ctypes.c_ulong(thread.ident), ctypes.py_object(_upload_abandoned()))
 
 
 _WATCHED = ("fal.auth.local", "fal.ref", "fal_client", "isolate", _FILES, _PROVIDERS)

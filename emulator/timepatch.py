@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+from emulator import google_clock
 from emulator.errors import EmulatorError
 from emulator.file_times import FileTimes, real_now
 
@@ -160,6 +161,8 @@ class TimePatch:
                 setattr(substitutes[id(real)], _STANDS_FOR, real)
         self._changes.replace_everywhere(replaced, substitutes)
         self._changes.replace(asyncio.BaseEventLoop, "time", _loop_time)
+        for module, name in google_clock.keepers():
+            self._changes.replace(module, name, google_clock.now)
         self._replace_in_pathlib(substitutes)
 
     def _replace_in_pathlib(self, substitutes: dict[int, Any]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from emulator.runners.runner import Runner, RunnerError, RunnerFactory, StartupError
     from emulator.schedule import Appointment
     from emulator.settings import Settings
+    from emulator.storage.buckets import Bucket, Buckets
     from emulator.storage.cdn import CDN
     from emulator.storage.cdn_files import CDNFile
     from emulator.storage.kv import KV, KVEntry
@@ -42,6 +43,8 @@ __all__ = [
     "KV",
     "Appointment",
     "Attempt",
+    "Bucket",
+    "Buckets",
     "CDNFile",
     "Call",
     "Clock",
@@ -79,6 +82,8 @@ __all__ = [
 _MODULES = {
     "Appointment": "emulator.schedule",
     "Attempt": "emulator.fleets.call",
+    "Bucket": "emulator.storage.buckets",
+    "Buckets": "emulator.storage.buckets",
     "CDN": "emulator.storage.cdn",
     "CDNFile": "emulator.storage.cdn_files",
     "Call": "emulator.fleets.call",

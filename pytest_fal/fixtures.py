@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emulator.ledger import Ledger
     from emulator.network.faults import Faults
     from emulator.runners.runner import RunnerFactory
+    from emulator.storage.buckets import Buckets
     from emulator.storage.cdn import CDN
     from emulator.storage.kv import KV
     from emulator.storage.node_uploader import Uploader
@@ -97,6 +98,12 @@ def fal_origin(fal_emulator: Emulator) -> Origin:
 def fal_faults(fal_emulator: Emulator) -> Faults:
     """What goes wrong on the network."""
     return fal_emulator.faults
+
+
+@pytest.fixture
+def fal_buckets(fal_emulator: Emulator) -> Buckets:
+    """Buckets of S3, R2 and Google Cloud Storage, and the secrets for an app that writes there."""
+    return fal_emulator.buckets
 
 
 @pytest.fixture

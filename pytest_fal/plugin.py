@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the plugin's module
+    fal_buckets,
     fal_cdn,
     fal_clock,
     fal_cuda_runner,

@@ -47,6 +47,7 @@ def _sections(emulator: Emulator) -> list[tuple[str, list[str]]]:
         ("uploads by way of the node that are not there", _unfinished(emulator)),
         ("clock", _clock(emulator)),
         ("faults that never struck", [repr(fault) for fault in emulator.faults.unused]),
+        ("buckets", [repr(bucket)[1:-1] for bucket in emulator.buckets.all]),
         (f"volumes, kept in {emulator.directory}", _volumes(emulator)),
         ("KV store", _kv(emulator)),
     ]

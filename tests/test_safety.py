@@ -233,3 +233,64 @@ def test_the_sdk_imported_inside_a_test_does_not_keep_our_home(pytester):
         """
     )
     pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("client", ["boto3", "google"])
+def test_nobodys_keys_of_amazon_or_google_are_used(pytester, monkeypatch, client):
+    if client == "google":
+        pytest.importorskip("google.auth", reason="google-auth is not installed")
+    home = pytester.mkdir("home")
+    (home / ".aws").mkdir()
+    (home / ".aws" / "credentials").write_text(
+        "[default]\naws_access_key_id = CANARY\naws_secret_access_key = CANARY\n"
+        "[work]\naws_access_key_id = CANARY\naws_secret_access_key = CANARY\n"
+    )
+    (home / ".aws" / "config").write_text("[default]\nregion = canary-region-1\n")
+    google = home / ".config" / "gcloud" / "application_default_credentials.json"
+    google.parent.mkdir(parents=True)
+    google.write_text(
+        '{"type": "authorized_user", "client_id": "CANARY", "client_secret": "CANARY", '
+        '"refresh_token": "CANARY"}'
+    )
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "CANARY")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "CANARY")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "CANARY")
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://canary.example")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(google))
+    pytester.makepyfile(
+        test_boto3="""
+        import os
+        import boto3
+
+        def test_it(fal_emulator):
+            assert "CANARY" not in repr(os.environ)
+            s3 = boto3.client("s3")
+            s3.create_bucket(Bucket="films")
+            url = s3.generate_presigned_url("get_object", {"Bucket": "films", "Key": "a"})
+            assert "CANARY" not in url
+            found = s3._request_signer._credentials.get_frozen_credentials()
+            assert found.access_key == "AKIAEMULATEDBYPYTEST" and found.token is None
+            assert "canary" not in s3.meta.endpoint_url and "canary" not in s3.meta.region_name
+            s3.close()
+            sent = [e.url + repr(e.request_headers) for e in fal_emulator.ledger.exchanges]
+            assert sent and "CANARY" not in repr(sent)
+
+        def test_they_are_back():
+            assert os.environ["AWS_PROFILE"] == "work"
+            assert os.environ["AWS_ACCESS_KEY_ID"] == "CANARY"
+        """,
+        test_google="""
+        import google.auth
+        import pytest
+        from google.auth.exceptions import DefaultCredentialsError
+
+        def test_it(fal_emulator):
+            with pytest.raises(DefaultCredentialsError):
+                google.auth.default()
+            assert fal_emulator.ledger.exchanges == []
+        """,
+    )
+    outcome = pytester.runpytest_subprocess("-p", "no:randomly", f"test_{client}.py")
+    outcome.assert_outcomes(passed=2 if client == "boto3" else 1)

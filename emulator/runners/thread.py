@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from emulator import sdk
 from emulator.runners.lifespan import Lifespan
 from emulator.runners.runner import Result, Runner, RunnerKilled, Surroundings
 from emulator.storage import mounts
@@ -82,7 +83,8 @@ class ThreadRunner(Runner):
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._cancel_everything(), self._loop)
         if self._is_on_it():
-            raise RunnerKilled(self.end)
+            quietly = sdk.end_of_upload()
+            raise RunnerKilled(self.end) if quietly is None else quietly
 
     def _dispose(self) -> None:
         self._thread.join(timeout=1.0)

@@ -47,17 +47,11 @@ NOT_REPRODUCED = (
     ("D18", "filesize_limit=N refuses more than N bytes, not megabytes (until fal 1.75.4)", _OLD),
     ("U4", "uploads are never tried again (fal 1.20.0 to 1.69.13)", _OLD),
     (
-        "U9",
-        "signed links to Google's storage live for 15 hours, not 15 minutes",
-        "Google's storage",
-    ),
-    (
         "P5",
         "uploads of more than 100 MiB lose the lifetime they were given (until fal 1.67.0)",
         _OLD,
     ),
     ("P8", "inputs that the JavaScript client uploads by itself carry no lifetime", _JAVASCRIPT),
-    ("P15", "links to R2 and S3 die after 15 minutes, whatever the request says", "S3 and R2"),
     ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
 )
 
