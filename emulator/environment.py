@@ -10,11 +10,9 @@ import os
 import sys
 import tempfile
 
-from emulator.identity import AWS_KEY
+from emulator.credentials import AWS_KEY, FAL_KEY
 
 __all__ = ["Environment"]
-
-FAKE_KEY = "emulated-key-id:emulated-key-secret"
 
 _CA_VARIABLES = (
     "SSL_CERT_FILE",
@@ -77,7 +75,7 @@ class Environment:
         for name in _REMOVED:
             if name in environment:
                 del environment[name]
-        environment["FAL_KEY"] = FAKE_KEY
+        environment["FAL_KEY"] = FAL_KEY
         environment["FAL_CONFIG_PATH"] = os.path.join(self.home, "config.toml")
         environment["FAL_HOME_DIR"] = self.home
         for name in _CA_VARIABLES:

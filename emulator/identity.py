@@ -14,20 +14,13 @@ from emulator.users import Users
 if TYPE_CHECKING:
     from emulator.storage.cdn_files import CDNFile
 
-__all__ = ["AWS_KEY", "BUCKET_KEYS", "R2_ACCOUNT", "R2_KEY", "CDNToken", "Identities", "Reader"]
+__all__ = ["CDNToken", "Identities", "Reader"]
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 _KEY = (
     "an account key is not accepted for reading: send a CDN token, "
     "as fal_emulator.owner.headers has it"
 )
-
-#: The keys (id, secret) of the test's own buckets; shaped like real ones, and nobody's.
-AWS_KEY = ("AKIAEMULATEDBYPYTEST", "emulated/secret+of+the+emulated+S3+bucket")
-R2_KEY = ("e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0", "emulated-secret-of-the-emulated-r2-bucket")
-R2_ACCOUNT = "emulated0account0of0r2"
-#: The keys whose signatures are checked; others are taken on trust, as moto does.
-BUCKET_KEYS = dict((AWS_KEY, R2_KEY))
 
 
 @dataclass(frozen=True)

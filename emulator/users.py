@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from emulator.environment import FAKE_KEY
+from emulator.credentials import FAL_KEY
 from emulator.errors import EmulatorError
 from emulator.sdk import another_key
 from emulator.storage.lifecycle import Acl, parse_acl
@@ -61,7 +61,7 @@ class User:
     def key(self) -> str:
         """``"key-id:secret"``: a FAL_KEY of this user's account, that may do everything."""
         if self.is_owner:
-            return FAKE_KEY
+            return FAL_KEY
         return f"emulated-key-of-{self.nickname}:emulated-key-secret"
 
     def key_with(self, *permissions: str) -> str:

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 import httpx
 
-from emulator.identity import BUCKET_KEYS
+from emulator.credentials import BUCKET_KEYS
 from emulator.ledger import Exchange
 from emulator.network.reply import Body, reply
 from emulator.storage import signatures

@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol, get_args
 from urllib.parse import quote
 
 from emulator.checks import fail, listed
+from emulator.credentials import AWS_KEY, R2_ACCOUNT, R2_KEY
 from emulator.errors import EmulatorError
-from emulator.identity import AWS_KEY, R2_ACCOUNT, R2_KEY
 from emulator.storage.google import GoogleAccount, GoogleBuckets
 from emulator.storage.moto_s3 import AUTHORISED, Answer, MotoS3
 from emulator.storage.presigning import presigned_post, presigned_url
