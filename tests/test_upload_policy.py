@@ -401,3 +401,38 @@ def test_what_does_not_come_is_told(bucket):
         "2 objects did not come into the bucket 'outputs' within 0.01 s: there is a. Look at "
         'fal_ledger.requests(method="POST") for what became of the uploads.'
     )
+
+
+# --- by way of the node ---------------------------------------------------------------------------
+
+
+@since("1.82.0", "the SDK hands files to the node")
+@pytest.mark.fal(local_uploader=True)
+@BOTH
+def test_the_node_brings_an_output_to_the_callers_bucket(
+    fal_runner, fal_cdn, fal_uploader, bucket, isolation
+):
+    response = fal_runner(Films, isolation=isolation).post(
+        "/", json={}, headers=policy(bucket.presigned_post())
+    )
+    [url] = response.json()["urls"]
+    assert fal_uploader.find(url).state == "completed"
+    assert httpx.get(url).content == b"frames"
+    assert [bucket.url(key) for key in bucket.keys] == [url]
+    assert fal_cdn.files == []
+
+
+@since("1.82.0", "the SDK hands files to the node")
+@pytest.mark.fal(local_uploader=True)
+def test_a_policy_that_expires_on_the_node_leaves_a_dead_url(
+    fal_runner, fal_uploader, fal_clock, bucket
+):
+    fal_clock.freeze()
+    fal_uploader.hold()
+    post = bucket.presigned_post(expires_in=60)
+    response = fal_runner(Films).post("/", json={}, headers=policy(post))
+    fal_clock.advance(seconds=61)
+    fal_uploader.release()
+    [url] = response.json()["urls"]
+    assert fal_uploader.find(url).failure == "403 AccessDenied"
+    assert bucket.keys == []
