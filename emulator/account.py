@@ -281,6 +281,7 @@ class Emulator:
             undo.callback(self._sdk.restore)
             self._sdk.save(self._environment.home)
             undo.callback(self._environment.leave)
+            undo.callback(self._identities.users.stop_acting)
             self._environment.enter(certificate)
             self._git.enter(os.environ)
             self._environment.offer_uploader(self.uploader.socket, self.settings.local_uploader)

@@ -125,6 +125,10 @@ class FollowingClock:
         """Be engaged if the test's clock is."""
         self.follow(bool(self._ask("engaged")))
 
+    def remember_app(self) -> None:
+        """The app has been loaded: what came with it has to follow, too."""
+        self._copies.remember()
+
     def follow(self, engaged: bool) -> None:
         """Show the app the test's clock, or real time."""
         if engaged == self._patch.engaged:

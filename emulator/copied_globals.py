@@ -24,6 +24,11 @@ class CopiedGlobals:
 
     def __init__(self) -> None:
         self._before: dict[tuple[str, str], Any] = {}
+        self._known: list[dict[str, Any]] = []
+
+    def remember(self) -> None:
+        """Keep the copies that there are: an app may hide them, with ``gc.freeze()``."""
+        self._known = _copies()
 
     def look(self) -> None:
         """Remember what the modules have."""
@@ -36,7 +41,7 @@ class CopiedGlobals:
             for place, value in _attributes()
             if place in self._before and self._before[place] is not value
         }
-        for namespace in _copies() if changed else ():
+        for namespace in [*self._known, *_copies()] if changed else ():
             for name, value in list(namespace.items()):
                 if id(value) in changed:
                     namespace[name] = changed[id(value)]

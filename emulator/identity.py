@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ class CDNToken:
     expires_at: datetime
     #: Further identities: users, teams, ids of requests.
     also: tuple[str, ...] = ()
+    #: Whose it is where a runner uses it; None: the same user's. The SDK keeps the token that it
+    #: got with its key, for the test and for runners in threads alike.
+    on_runners: str | None = None
 
     def __repr__(self) -> str:
         return f"CDNToken(user={self.user!r}, expires_at={self.expires_at!r})"
@@ -85,13 +88,21 @@ class Identities:
         self._signatures.clear()
         self.users.reset()
 
-    def issue(self, user: str, lifetime: timedelta, also: Iterable[str] = ()) -> CDNToken:
+    def issue(
+        self,
+        user: str,
+        lifetime: timedelta,
+        also: Iterable[str] = (),
+        on_runners: str | None = None,
+    ) -> CDNToken:
         """A new token for a user, whom the platform knows from now on.
 
         Args:
             also: further identities that it carries.
+            on_runners: whose it is where a runner uses it; default: the same user's.
         """
         token = self._new(self.users.user(user).nickname, lifetime, also)
+        token = replace(token, on_runners=on_runners)
         self._tokens[token.token] = token
         return token
 
@@ -114,19 +125,27 @@ class Identities:
 
     # --- checking --------------------------------------------------------------------------------
 
-    def token(self, authorization: str | None) -> CDNToken | None:
-        """The CDN token that an ``Authorization: Bearer`` header carries, while it is valid."""
+    def token(self, authorization: str | None, runner: str | None = None) -> CDNToken | None:
+        """The CDN token that an ``Authorization: Bearer`` header carries, while it is valid.
+
+        Args:
+            authorization: the header.
+            runner: what sent it.
+        """
         scheme, _, value = (authorization or "").partition(" ")
-        return self.valid(value.strip()) if scheme.lower() == "bearer" else None
+        found = self.valid(value.strip()) if scheme.lower() == "bearer" else None
+        if found is None or runner is None or found.on_runners is None:
+            return found
+        return replace(found, user=found.on_runners)
 
     def valid(self, token: str | None) -> CDNToken | None:
         """A CDN token, as ``X-Fal-CDN-Token`` carries it, while it is valid."""
         found = self._tokens.get(token or "")
         return found if found is not None and self._now() < found.expires_at else None
 
-    def reader(self, authorization: str | None) -> str | None:
+    def reader(self, authorization: str | None, runner: str | None = None) -> str | None:
         """The user that a CDN ``Authorization: Bearer`` header names, while the token is valid."""
-        token = self.token(authorization)
+        token = self.token(authorization, runner)
         return token.user if token is not None else None
 
     def is_token(self, authorization: str | None) -> bool:
@@ -148,7 +167,11 @@ class Identities:
         return scheme.lower() == "bearer" and bool(value.strip())
 
     def reader_of(
-        self, file: str, authorization: str | None, signatures: Collection[str]
+        self,
+        file: str,
+        authorization: str | None,
+        signatures: Collection[str],
+        runner: str | None = None,
     ) -> Reader:
         """Who reads a file.
 
@@ -156,10 +179,11 @@ class Identities:
             file: its key on the CDN.
             authorization: the header.
             signatures: the values of ``identity`` in the URL.
+            runner: what reads.
         """
         problems: list[str] = []
         tokens: list[CDNToken] = []
-        bearer = self.token(authorization)
+        bearer = self.token(authorization, runner)
         if bearer is not None:
             tokens.append(bearer)
         elif authorization:

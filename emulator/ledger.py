@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -218,6 +219,9 @@ def _redact_parameter(part: str) -> str:
     name, separator, _ = part.partition("=")
     if separator and any(word in name.lower() for word in _SECRET_PARAMETERS):
         return f"{name}=***"
+    if "%3F" in part.upper():  # a URL in a parameter, with a query of its own
+        address, _, query = urllib.parse.unquote(part).partition("?")
+        return urllib.parse.quote(f"{address}?{_redact_query(query)}", safe="=*")
     return part
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from emulator.file_times import real_now
+
 if TYPE_CHECKING:
     from emulator.clock import Clock
 
@@ -51,8 +53,9 @@ def wait_until(
             if done():
                 return True
             if left > 0:
+                begun = _real_seconds()
                 changed.wait(min(left, CHECK_SECONDS))
-                left -= CHECK_SECONDS
+                left -= _real_seconds() - begun  # it is notified of other things, too
         if left <= 0:
             break
         check()
@@ -60,3 +63,7 @@ def wait_until(
     if not done() and frozen:
         clock.sleep(span.total_seconds())
     return done()
+
+
+def _real_seconds() -> float:
+    return real_now() / 1e9

@@ -250,21 +250,24 @@ def _take_clients_memory(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: attributes.pop(name) for name in names if name in attributes}
 
 
-@contextmanager
-def another_key(key: str) -> Iterator[None]:
+def another_key(key: str) -> Callable[[], None]:
     """Let SDK and fal_client use this FAL_KEY: what they remember of the present one is put aside.
 
     It is the whole process's, threads included.
+
+    Returns:
+        What gives everything back.
     """
     before = os.environ.get("FAL_KEY")
     tokens = [(manager, manager._token) for manager in _token_managers()]
-    give_back = _put_clients_aside()
+    clients = _put_clients_aside()
+    files = sys.modules.get(_FILES)
+    systems = _take_file_systems(files) if files is not None else {}
     for manager, _ in tokens:
         _forget_token(manager)
     os.environ["FAL_KEY"] = key
-    try:
-        yield
-    finally:
+
+    def give_back() -> None:
         if before is None:
             os.environ.pop("FAL_KEY", None)
         else:
@@ -274,7 +277,11 @@ def another_key(key: str) -> Iterator[None]:
         for manager, token in tokens:
             manager._token = token
         _put_clients_aside()
-        give_back()
+        clients()
+        if _FILES in sys.modules:
+            _put_file_systems(sys.modules[_FILES], systems)
+
+    return give_back
 
 
 def _take_results(isolate: Any) -> Any:

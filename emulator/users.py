@@ -6,14 +6,14 @@ A user is an account as well: it has a key, settings and files of its own [platf
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from emulator.credentials import FAL_KEY
 from emulator.errors import EmulatorError
+from emulator.fleets.gateway_headers import caller_id
 from emulator.sdk import another_key
 from emulator.storage.lifecycle import Acl, parse_acl
 
@@ -52,7 +52,7 @@ class User:
         self._users = users
         self._expiration: timedelta | None = None
         self._acl: dict[str, Any] | None = None
-        self._acting: list[ExitStack] = []
+        self._acting: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"<User {self.nickname}>"
@@ -62,7 +62,7 @@ class User:
         """``"key-id:secret"``: a FAL_KEY of this user's account, that may do everything."""
         if self.is_owner:
             return FAL_KEY
-        return f"emulated-key-of-{self.nickname}:emulated-key-secret"
+        return f"emulated-key-of-{self.id}:emulated-key-secret"  # ASCII, as a header has to be
 
     def key_with(self, *permissions: str) -> str:
         """Another key of this account, that may do only this: ``key_with("assets:read")``.
@@ -100,8 +100,9 @@ class User:
 
     @property
     def as_caller(self) -> dict[str, str]:
-        """The headers with which an app gets a request of this user's: ``x-fal-cdn-token``."""
-        return {"x-fal-cdn-token": self.token()}
+        """The headers by which an app knows that this user calls it."""
+        known_as = caller_id(self.nickname, self._users.settings.nickname)
+        return {"x-fal-caller-user-id": known_as, "x-fal-cdn-token": self.token()}
 
     def get(self, url: str, **options: Any) -> httpx.Response:
         """Read a file as this user; *options* are those of ``httpx.get``."""
@@ -157,14 +158,23 @@ class User:
     # --- acting ----------------------------------------------------------------------------------
 
     def __enter__(self) -> User:
-        stack = ExitStack()
-        stack.enter_context(another_key(self.key))
-        stack.enter_context(self._users.acting(self))
-        self._acting.append(stack)
+        if not self._users.has(self):
+            raise EmulatorError(
+                f"{self.nickname} is a user of another test, and this one's emulator does not know "
+                f'it. Write with fal_emulator.user("{self.nickname}"): in the test itself.'
+            )
+        self._acting.append(another_key(self.key))
+        self._users.begin_acting(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._acting.pop().close()
+        if self._acting:  # not if its test is over: what was put aside is back already
+            self._users.end_acting(self)
+            self._acting.pop()()
+
+    def forget(self) -> None:
+        """The test is over: the environment and the SDK's state have been put back."""
+        self._acting.clear()
 
 
 @dataclass(frozen=True)
@@ -202,9 +212,9 @@ class Users:
 
     def reset(self) -> None:
         """Forget all but the account and the users that the settings name."""
+        self.stop_acting()
         self._users.clear()
         self._keys.clear()
-        self._stack.clear()
         for nickname in (self.settings.nickname, *self.settings.users):
             self.user(nickname)
         self.learn(parse_acl(self.settings.account_acl)[0])
@@ -238,20 +248,29 @@ class Users:
         """As whom the test acts: the innermost ``with user:``, else the account itself."""
         return self._stack[-1] if self._stack else self.owner
 
-    @contextmanager
-    def acting(self, user: User) -> Iterator[None]:
+    def stop_acting(self) -> None:
+        """The test is over, and with it all acting: what was put aside is back already."""
+        for user in self._users.values():
+            user.forget()
+        self._stack.clear()
+
+    def begin_acting(self, user: User) -> None:
         """Let the test act as a user."""
         self._stack.append(user)
-        try:
-            yield
-        finally:
-            if user in self._stack:  # not if the emulator was reset meanwhile
-                self._stack.remove(user)
+
+    def end_acting(self, user: User) -> None:
+        """Let it act as whom it did before."""
+        innermost = self._stack[::-1].index(user)
+        del self._stack[len(self._stack) - 1 - innermost]
 
     def names_of(self, nickname: str) -> frozenset[str]:
         """All names of a user whom the test names; what is no user's is itself alone."""
         found = self._find(nickname)
         return frozenset((nickname,)) if found is None else found.names
+
+    def has(self, user: User) -> bool:
+        """Whether it is a user of this very test."""
+        return self._users.get(user.nickname) is user
 
     def _add(self, name: str) -> User:
         user = self._users.setdefault(name, User(name, self))
@@ -266,7 +285,7 @@ class Users:
 
     def new_key(self, user: User, permissions: frozenset[str]) -> str:
         """A key with these permissions only."""
-        key = f"emulated-key-{len(self._keys)}-of-{user.nickname}:emulated-key-secret"
+        key = f"emulated-key-{len(self._keys)}-of-{user.id}:emulated-key-secret"
         self._keys[key] = Account(user, permissions)
         return key
 
@@ -282,17 +301,17 @@ class Users:
             return None
         scheme, _, value = (authorization or "").partition(" ")
         known = self._keys.get(value.strip()) if scheme.lower() == "key" else None
-        if known is None or (runner is not None and known.user in self._stack):
+        if known is None:
             return Account(self.owner)
-        return known
+        is_shared = known.user in self._stack and value.strip() == known.user.key
+        return Account(self.owner) if runner is not None and is_shared else known
 
     # --- access rules ----------------------------------------------------------------------------
 
     def learn(self, acl: Acl | None) -> None:
         """Know the users whom the rules name that a test wrote itself."""
         for rule in acl.rules if acl is not None else ():
-            if self._find(rule.user) is None:
-                self._add(rule.user)
+            self.user(rule.user)
 
     def unknown_in(self, acl: Acl | None) -> list[str]:
         """Whom these rules name that the platform does not know: it drops such rules silently."""

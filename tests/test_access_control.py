@@ -3,19 +3,22 @@
 # Without postponed annotations, for the apps in it.
 
 import asyncio
+import os
 import threading
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import fal
 import fal_client
+import fastapi
 import httpx
 import pytest
-from fal.toolkit import File, download_file
+from fal.files import FalFileSystem
+from fal.toolkit import File, KVStore, download_file
 from fal.toolkit.utils.download_utils import DownloadError
 
 from emulator.errors import EmulatorError
-from pytest_fal import CDN, Clock, Emulator, Ledger, RunnerFactory
+from pytest_fal import CDN, KV, Clock, Emulator, Faults, Ledger, RunnerFactory
 
 REST = "https://rest.fal.ai/storage"
 ACL = f"{REST}/files/acl"
@@ -207,10 +210,11 @@ def test_users_can_act_within_each_other(fal_emulator: Emulator, fal_cdn: CDN) -
     bob, ann = fal_emulator.user("bob"), fal_emulator.user("ann")
     with bob:
         with ann, bob, ann:
-            inner = upload()
-        outer = upload()
-    after = upload()
-    assert [fal_cdn.info(url).owner for url in (inner, outer, after)] == ["ann", "bob", "tester"]
+            inner = upload(), fal_cdn.put(b"x")
+        outer = upload(), fal_cdn.put(b"x")
+    after = upload(), fal_cdn.put(b"x")
+    owners = [{fal_cdn.info(url).owner for url in urls} for urls in (inner, outer, after)]
+    assert owners == [{"ann"}, {"bob"}, {"tester"}]
 
 
 def test_what_a_test_puts_has_the_owner_it_names(fal_emulator: Emulator, fal_cdn: CDN) -> None:
@@ -687,3 +691,146 @@ def test_a_rule_that_makes_no_sense_is_refused(fal_cdn: CDN) -> None:
         "fal_cdn.set_acl() cannot do this: the ACL's default is not allow, forbid or hide: "
         "'nobody'. Write for example fal_cdn.set_acl(url, \"hide\")."
     )
+
+
+# --- acting, and what the SDK remembers -----------------------------------------------------------
+
+
+class Notes(fal.App):
+    @fal.endpoint("/")
+    def write(self) -> str:
+        KVStore("notes").set("who", "the app")
+        return fal_client.upload(b"x", "text/plain", "x.txt")
+
+
+def test_a_token_that_the_test_got_as_another_user_is_not_the_apps(
+    fal_runner: RunnerFactory, fal_emulator: Emulator, fal_kv: KV, fal_cdn: CDN
+) -> None:
+    runner = fal_runner(Notes)
+    with fal_emulator.user("bob"):
+        KVStore("notes").get("who")  # the SDK keeps bob's token, for threads too
+        fal_client.upload(b"x", "text/plain", "bobs.txt")
+        url = runner.post("/").json()
+    assert fal_kv.get("notes", "who") == "the app"
+    assert fal_cdn.info(url).owner == "tester"
+
+
+def test_a_token_that_an_app_got_is_not_another_users(
+    fal_runner: RunnerFactory, fal_emulator: Emulator, fal_kv: KV
+) -> None:
+    runner = fal_runner(Notes)
+    with fal_emulator.user("bob"):
+        runner.post("/")
+        assert KVStore("notes").get("who") is None
+        KVStore("notes").set("who", "bob")
+    assert fal_kv.get("notes", "who") == "the app"
+
+
+class Callers(fal.App):
+    @fal.endpoint("/")
+    def who(self, request: fastapi.Request) -> dict[str, list[str]]:
+        names = ("x-fal-caller-user-id", "x-fal-cdn-token")
+        return {name: request.headers.getlist(name) for name in names}
+
+
+def test_an_app_has_each_header_once(fal_runner: RunnerFactory, fal_emulator: Emulator) -> None:
+    token = fal_emulator.user("ann").token()
+    answer = fal_runner(Callers).post("/", caller="bob", headers={"X-Fal-CDN-Token": token}).json()
+    assert answer["x-fal-cdn-token"] == [token]
+    assert len(answer["x-fal-caller-user-id"]) == 1
+
+
+def test_the_headers_of_a_caller_say_who_calls(
+    fal_runner: RunnerFactory, fal_emulator: Emulator
+) -> None:
+    bob, runner = fal_emulator.user("bob"), fal_runner(Callers)
+    by_headers = runner.post("/", headers=bob.as_caller).json()["x-fal-caller-user-id"]
+    assert by_headers == runner.post("/", caller=bob).json()["x-fal-caller-user-id"]
+    assert runner.post("/").json()["x-fal-caller-user-id"] == ["tester"]
+
+
+def test_a_nickname_may_be_any_word(fal_emulator: Emulator, fal_cdn: CDN) -> None:
+    with fal_emulator.user("zoë"):
+        assert fal_cdn.info(upload()).owner == "zoë"
+
+
+def test_file_systems_are_the_users_too(fal_emulator: Emulator) -> None:
+    mine = FalFileSystem()
+    with fal_emulator.user("bob"):
+        assert FalFileSystem() is not mine
+    assert FalFileSystem() is mine
+
+
+def test_a_user_of_another_test_is_refused(fal_emulator: Emulator) -> None:
+    bob = fal_emulator.user("bob")
+    fal_emulator.reset()
+    with pytest.raises(EmulatorError) as caught:
+        bob.__enter__()
+    assert str(caught.value) == (
+        "bob is a user of another test, and this one's emulator does not know it. Write with "
+        'fal_emulator.user("bob"): in the test itself.'
+    )
+
+
+def test_who_goes_on_acting_after_the_test_changes_nothing_of_the_users(
+    fal_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bob = fal_emulator.user("bob")
+    bob.__enter__()
+    fal_emulator.stop()
+    monkeypatch.setenv("FAL_KEY", "users-own:key")
+    bob.__exit__(None, None, None)
+    key = os.environ["FAL_KEY"]
+    monkeypatch.undo()
+    fal_emulator.start()
+    assert key == "users-own:key"
+
+
+def test_rules_are_only_for_files_on_v3(fal_emulator: Emulator, fal_faults: Faults) -> None:
+    fal_faults.status(500, host="v3b.fal.media")
+    fal_faults.status(500, host="v3.fal.media", optional=True)
+    fal_emulator.clock.freeze()
+    url = upload()
+    assert url.startswith("https://storage.googleapis.com/")
+    with pytest.raises(EmulatorError) as caught:
+        fal_emulator.cdn.set_acl(url, "hide")
+    assert str(caught.value) == (
+        f"{url} has no access rules: only files on the v3 CDN do, and those of the fallback are "
+        "public."
+    )
+
+
+@pytest.mark.fal(upload_url_reuse="accept")
+def test_a_file_that_is_gone_does_not_come_back_by_its_upload_url(
+    fal_emulator: Emulator, fal_cdn: CDN
+) -> None:
+    answer = httpx.post(
+        f"{REST}/upload/initiate",
+        json={"file_name": "a.txt", "content_type": "text/plain"},
+        headers={"Authorization": f"Key {fal_emulator.owner.key}"},
+    ).json()
+    httpx.put(answer["upload_url"], content=b"x")
+    fal_cdn.expire(answer["file_url"])
+    again = httpx.put(answer["upload_url"], content=b"y")
+    assert (again.status_code, again.json()) == (
+        403,
+        {"detail": "the file of this upload URL is gone for good"},
+    )
+    assert httpx.get(answer["file_url"]).status_code == 404
+
+
+def test_a_url_that_is_none_is_refused(fal_emulator: Emulator) -> None:
+    answer = httpx.get(f"{ACL}?url=https://[", headers=key(fal_emulator.owner.key))
+    assert answer.status_code == 400
+    assert answer.json() == {"detail": "url has to be the URL of a file on the CDN"}
+
+
+def test_a_signature_within_a_parameter_is_not_in_the_ledger(
+    fal_emulator: Emulator, fal_cdn: CDN, fal_ledger: Ledger
+) -> None:
+    signed = fal_cdn.sign(fal_cdn.put(b"x"))
+    headers = key(fal_emulator.owner.key)
+    assert httpx.get(ACL, params={"url": signed}, headers=headers).status_code == 400
+    [exchange] = fal_ledger.exchanges
+    assert signed.rpartition("=")[2] not in exchange.url
+    assert exchange.url.endswith("%3Fidentity=***")

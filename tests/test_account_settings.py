@@ -7,6 +7,7 @@ from typing import Any
 
 import fal
 import fal_client
+import fastapi
 import httpx
 import pytest
 from fal.toolkit import File
@@ -189,3 +190,21 @@ def test_what_a_test_sets_has_to_make_sense(fal_emulator: Emulator) -> None:
         "account_acl cannot be this: the ACL's default is not allow, forbid or hide: 'hidden'. "
         'Write for example account_acl = {"default": "hide"}.'
     )
+
+
+class Keyed(fal.App):
+    @fal.endpoint("/")
+    def put(self, request: fastapi.Request) -> int:
+        headers = {"Authorization": f"Key {request.headers['x-key']}"}
+        url = "https://api.fal.ai/v1/storage/settings"
+        return httpx.put(url, json={"expiration_duration_seconds": 60}, headers=headers).status_code
+
+
+def test_a_key_with_few_permissions_does_not_get_more_on_a_runner(
+    fal_runner: RunnerFactory, fal_emulator: Emulator
+) -> None:
+    bob = fal_emulator.user("bob")
+    with bob:
+        key = bob.key_with("assets:read")
+        assert fal_runner(Keyed).post("/", headers={"x-key": key}).json() == 403
+    assert fal_emulator.owner.account_expiration is None

@@ -1107,3 +1107,18 @@ def test_what_still_goes_on_comes_to_rest_before_pytest_reads_the_output(pyteste
     assert result.outlines.count("line 1999") >= 2  # pytest's, and each runner's own
     assert "answered" in result.outlines
     assert "Captured stdout teardown" not in result.stdout.str()
+
+
+def test_the_owner_is_no_third_party_by_whatever_name(deploy, fal_emulator):
+    deployment = deploy(Counting)
+    for caller in (None, fal_emulator.owner, "tester", fal_emulator.owner.id):
+        assert deployment.post("/headers", caller=caller).json()["x-fal-caller-user-id"] == "tester"
+
+
+def test_a_caller_may_be_named_by_id(deploy, fal_emulator):
+    bob, deployment = fal_emulator.user("bob"), deploy(Counting)
+    ids = {
+        deployment.post("/headers", caller=who).json()["x-fal-caller-user-id"]
+        for who in (bob, "bob", bob.id)
+    }
+    assert len(ids) == 1

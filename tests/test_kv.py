@@ -168,6 +168,10 @@ def test_there_is_nothing_to_know_of_what_was_never_set(fal_kv: KV) -> None:
     [
         ("x", 5, "ttl has to be a whole number of seconds from 60 to 2592000, not 5"),
         ("x", 2_592_000.5, "to 2592000, not 2592000.5"),
+        ("x", 60.5, "to 2592000, not 60.5"),
+        ("x", 1e15, "too large"),
+        ("x", float("nan"), "NaN"),
+        ("\ud800", None, "surrogates not allowed"),
         ("x" * 1_900_001, None, "the value has 1900001 bytes, more than 1900000"),
     ],
 )

@@ -1,5 +1,6 @@
 """Runners in processes: how the app gets there, what it shares with the test, how it ends."""
 
+import gc
 import os
 import pathlib
 import re
@@ -374,6 +375,17 @@ def test_names_that_an_app_has_imported_mean_the_clock_too(boot, fal_clock):
     start = fal_clock.now()
     runner.post("/sleep")
     assert (fal_clock.now() - start).total_seconds() == 600
+
+
+class Frozen(ByName):
+    def setup(self):
+        gc.freeze()  # as apps do that fork workers
+
+
+def test_an_app_that_freezes_its_objects_follows_the_clock(boot, fal_clock):
+    runner = boot(Frozen)
+    fal_clock.advance(days=30)
+    assert runner.post("/").json() == pytest.approx(fal_clock.now().timestamp(), abs=5)
 
 
 def test_a_process_that_boots_on_a_stopped_clock_sees_it_from_the_start(boot, fal_clock):

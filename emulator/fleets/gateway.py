@@ -270,11 +270,10 @@ class Gateway:
 
         Whatever name an app is deployed under, its owner is the account that the test has.
         """
-        users, settings = self._identities.users, self._settings()
-        if caller is None and users.present is not users.owner:
-            caller = users.present
-        nickname = None if caller is None else nickname_of(caller)
-        token = self._identities.issue(nickname or settings.nickname, settings.token_lifetime)
+        users, lifetime = self._identities.users, self._settings().token_lifetime
+        user = users.present if caller is None else users.user(nickname_of(caller))
+        token = self._identities.issue(user.nickname, lifetime)
+        nickname = None if user.is_owner else user.nickname
         return str(uuid.uuid4()), nickname, {"x-fal-cdn-token": token.token}
 
 

@@ -77,7 +77,7 @@ def read_object(request: httpx.Request) -> dict[str, Any]:
     """
     try:
         body = json.loads(request.read() or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise APIError(400, "validation_error", "the body is not JSON") from None
     if not isinstance(body, dict):
         raise APIError(400, "validation_error", "the body is no JSON object")
@@ -115,7 +115,10 @@ class FileAccess:
     def _own_file(self, request: httpx.Request) -> CDNFile:
         """The file on v3 that ``url=`` names, if it is the caller's."""
         url = request.url.params.get("url", "")
-        parts = urllib.parse.urlsplit(url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+        except ValueError:
+            parts = urllib.parse.urlsplit("")
         if parts.scheme != "https" or parts.hostname is None:
             raise APIError(400, "validation_error", "url has to be the URL of a file on the CDN")
         if parts.query or parts.fragment:

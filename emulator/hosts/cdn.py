@@ -93,7 +93,7 @@ class CDNHost:
         """The status for a reader who may not have the file; None: who may."""
         signatures = request.url.params.get_list("identity")
         key = self._cdn.key_of(file.url)
-        reader = self._identities.reader_of(key, _auth(request), signatures)
+        reader = self._identities.reader_of(key, _auth(request), signatures, exchange.runner)
         exchange.user = reader.shown
         if reader.is_late and reader.shown is None and self._cdn.settings.expired_signature == 403:
             exchange.notes.extend(reader.problems)
@@ -107,7 +107,7 @@ class CDNHost:
 
     def _sign(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         url = _address(request).removesuffix("/sign")
-        token = self._identities.token(_auth(request))
+        token = self._identities.token(_auth(request), exchange.runner)
         if token is None:
             raise UploadError(401, "a valid CDN token is needed to sign a URL")
         file = self._cdn.readable(url)
@@ -194,7 +194,7 @@ class CDNHost:
     def _part(
         self, request: httpx.Request, exchange: Exchange, identifier: str, number: str
     ) -> httpx.Response:
-        upload = self._authorised(request, identifier)
+        upload = self._authorised(request, exchange, identifier)
         etag = self._cdn.receive_part(upload, int(number), request.stream)  # type: ignore[arg-type]
         # Python reads the header, JavaScript the body [§1.4].
         body = {"partNumber": int(number), "etag": etag}
@@ -203,7 +203,7 @@ class CDNHost:
     def _complete(
         self, request: httpx.Request, exchange: Exchange, identifier: str
     ) -> httpx.Response:
-        upload = self._authorised(request, identifier)
+        upload = self._authorised(request, exchange, identifier)
         file = self._cdn.complete(upload, read_parts(request, "partNumber"), exchange.notes)
         return json_reply({"access_url": file.url}, headers=[_CORS])
 
@@ -223,7 +223,7 @@ class CDNHost:
         host = request.url.host
         headers = request.headers
         legacy = host in _LEGACY
-        uploader = self._reader(request)
+        uploader = self._reader(request, exchange)
         if uploader is None and legacy:  # it took the account's key itself
             account = self._identities.users.account(_auth(request), exchange.runner)
             uploader = account.user.nickname if account is not None else None
@@ -241,11 +241,11 @@ class CDNHost:
             notes=exchange.notes,
         )
 
-    def _authorised(self, request: httpx.Request, identifier: str) -> Upload:
+    def _authorised(self, request: httpx.Request, exchange: Exchange, identifier: str) -> Upload:
         """An upload, by the signature in its URL or by a CDN token."""
         signature = request.url.params.get("signature")
         if signature is None:
-            if not self._reader(request):
+            if not self._reader(request, exchange):
                 raise UploadError(401, "a signed URL or a valid CDN token is needed to upload here")
             signature = self._cdn.signature_of(identifier)
         upload = self._cdn.upload(identifier, signature)
@@ -253,8 +253,8 @@ class CDNHost:
             raise UploadError(403, "this upload URL is not valid")
         return upload
 
-    def _reader(self, request: httpx.Request) -> str | None:
-        return self._identities.reader(_auth(request))
+    def _reader(self, request: httpx.Request, exchange: Exchange) -> str | None:
+        return self._identities.reader(_auth(request), exchange.runner)
 
 
 def _auth(request: httpx.Request) -> str | None:

@@ -50,7 +50,7 @@ class KVHost:
             if call is None or request.method != _METHODS[call[1]]:
                 exchange.notes.append("the emulator does not know this call")
                 raise KVError(404, f"{request.method} {path} is no call of the KV store")
-            user = self._user(request)
+            user = exchange.user = self._user(request, exchange.runner)
             # What is quoted in the name of a database is a part of it, an unquoted slash is not.
             db, key = _decoded(call[2]), _decoded(call[3])
             return self._handlers[call[1]](request, exchange, user, db, key)
@@ -93,14 +93,14 @@ class KVHost:
             raise KVError(self._kv.settings.kv_bad_ttl_status, refused_ttl(repr(written)))
         return timedelta(seconds=int(written))
 
-    def _user(self, request: httpx.Request) -> str:
+    def _user(self, request: httpx.Request, runner: str | None) -> str:
         """Whose token it is.
 
         Raises:
             KVError: 401, there is none that counts.
         """
         authorization = request.headers.get("authorization")
-        user = self._identities.reader(authorization)
+        user = self._identities.reader(authorization, runner)
         if user is not None:
             return user
         scheme = (authorization or "").partition(" ")[0].lower()

@@ -78,10 +78,7 @@ class RestHost:
         try:
             response: httpx.Response = handler(request, exchange, *arguments)
             return response
-        except UploadError as error:
-            exchange.notes.append(str(error))
-            return json_reply({"detail": str(error)}, error.status)
-        except APIError as error:
+        except (UploadError, APIError) as error:
             exchange.notes.append(str(error))
             return json_reply({"detail": str(error)}, error.status)
 
@@ -91,7 +88,11 @@ class RestHost:
         seconds = _json(request).get("expiration_seconds")
         if isinstance(seconds, (int, float)) and 0 < seconds < lifetime.total_seconds():
             lifetime = timedelta(seconds=seconds)
-        token = self._identities.issue(exchange.user or settings.nickname, lifetime)
+        # Who has the key here, and whose it is on a runner.
+        users, authorization = self._identities.users, request.headers.get("authorization")
+        accounts = [users.account(authorization, runner) for runner in (None, "a runner")]
+        here, there = (one.user.nickname for one in accounts if one is not None)
+        token = self._identities.issue(here, lifetime, on_runners=there)
         old_cdn = request.url.params.get("storage_type") == "fal-cdn"
         return json_reply(
             {

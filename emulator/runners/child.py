@@ -102,6 +102,7 @@ class _Process:
         self._clock.catch_up()
         try:
             self._serve = load_app(self._boot.app)
+            self._clock.remember_app()
         except BaseException as error:
             tell_failure(self._channel.tell, error)
             raise

@@ -440,7 +440,9 @@ class Runner(abc.ABC):
             return headers
         gateway = self._around.gateway(caller)
         known = {name: gateway[name] for name in ("x-fal-caller-user-id", "x-fal-cdn-token")}
-        return httpx.Headers([*known.items(), *httpx.Headers(headers).items()])
+        together = httpx.Headers(known)
+        together.update(headers)
+        return together
 
     def _add_gateway_headers(self, request: httpx.Request) -> None:
         headers, gateway = request.headers, self._around.gateway(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import urllib.parse
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from emulator.storage.lifecycle import (
     parse_acl,
     parse_preference,
 )
+from emulator.storage.uploads import V3_HOSTS
 from emulator.users import nickname_of
 
 if TYPE_CHECKING:
@@ -158,7 +160,14 @@ class CDN(CDNFiles):
         _check_lifecycle("set_acl", {"initial_acl": value})
         parsed, _ = parse_acl(value)
         self.users.learn(parsed)
-        self.get(url)
+        file = self.readable(url)
+        if file is None:
+            raise EmulatorError(self._why_not(url))
+        if urllib.parse.urlsplit(file.url).hostname not in V3_HOSTS:
+            raise EmulatorError(
+                f"{url} has no access rules: only files on the v3 CDN do, and those of the "
+                "fallback are public."
+            )
         self.replace_acl(url, parsed)
 
     def deleted(self, url: str) -> bool:
@@ -168,7 +177,8 @@ class CDN(CDNFiles):
 
     def files_of(self, owner: User | str | None = None) -> list[CDNFile]:
         """The files of a user that exist now; default: the account's."""
-        name = self.users.owner.nickname if owner is None else nickname_of(owner)
+        user = self.users.owner if owner is None else self.users.user(nickname_of(owner))
+        name = user.nickname
         return [file for file in self.files if file.owner == name]
 
     def uploads_by(self, runner: Runner | str | None) -> list[CDNFile]:

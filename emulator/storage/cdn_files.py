@@ -169,6 +169,9 @@ class CDNFiles:
             raise UploadError(403, f"this upload URL was valid for {lifetime}")
         if found.done and self.settings.upload_url_reuse == "refuse":
             raise UploadError(403, "this upload URL has been used")
+        key = self._find_key(found.url)
+        if key in self._deleted or key in self._gone:
+            raise UploadError(403, "the file of this upload URL is gone for good")
         return found
 
     @classmethod

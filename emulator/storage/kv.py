@@ -133,10 +133,10 @@ class KV:
                 f"The KV store holds text only, and {value!r} is none. Write for example "
                 f"fal_kv.set({db!r}, {key!r}, json.dumps(value))."
             )
-        lifetime = ttl if ttl is None or isinstance(ttl, timedelta) else timedelta(seconds=ttl)
         try:
+            lifetime = ttl if ttl is None or isinstance(ttl, timedelta) else timedelta(seconds=ttl)
             self.write(self._account, db, key, value.encode(), lifetime)
-        except KVError as error:
+        except (KVError, ValueError, OverflowError) as error:
             raise EmulatorError(
                 f"fal_kv.set() cannot do this: {error}. The time of an entry can be over at any "
                 f"moment all the same: fal_kv.expire({db!r}, {key!r})."
@@ -332,7 +332,7 @@ class KV:
         limit = self.settings.kv_value_limit
         if not db or not key:
             raise KVError(400, "the name of the database and the key must not be empty")
-        if ttl is not None and not SHORTEST <= ttl <= LONGEST:
+        if ttl is not None and not (SHORTEST <= ttl <= LONGEST and not ttl.microseconds):
             raise KVError(self.settings.kv_bad_ttl_status, refused_ttl(_seconds(ttl)))
         if len(value) > limit:
             size = bytes_of(len(value))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from packaging.version import Version
 from result_cache import ENTRY_LIFETIME, IMAGE_LIFETIME, ResultCache
 
 if TYPE_CHECKING:
     from pytest_fal import CDN, KV, Clock, Emulator, Faults, Runner, RunnerFactory
+
+pytestmark = pytest.mark.skipif(
+    Version(metadata.version("fal")) < Version("1.75.7"),
+    reason="KVStore.set() takes a ttl since fal 1.75.7",
+)
 
 PRIVATE = {"x-fal-object-lifecycle-preference": '{"initial_acl": {"default": "hide"}}'}
 
