@@ -106,6 +106,15 @@ def test_what_is_stored_takes_nothing_of_the_apps_tmp(fal_buckets: Buckets, fal_
     assert fal_tmp.tree() == []
 
 
+@PROVIDERS
+def test_what_is_there_already_is_not_waited_for(fal_buckets: Buckets, provider: Any) -> None:
+    bucket = fal_buckets.create("films", provider)
+    bucket.put("a", b"x")
+    assert bucket.wait_for(1, seconds=0) == ["a"]
+    with pytest.raises(AssertionError, match=r"^2 objects did not come .* within 0 s: there is a"):
+        bucket.wait_for(2, seconds=0)
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,19 @@ def put(bucket: Any, name: str = "a film.mp4", data: bytes = b"frames") -> Any:
     blob = bucket.blob(name)
     blob.upload_from_string(data, content_type="video/mp4")
     return blob
+
+
+def join_background() -> None:
+    """google-cloud-storage 3.17 looks up the bucket of a request as well, in a thread."""
+    for thread in threading.enumerate():
+        if "_background" in thread.name:
+            thread.join()
+
+
+def asked(ledger: Ledger) -> list[str]:
+    """What has been asked of the API."""
+    requests = [f"{e.method} {e.url.partition('?')[0]}" for e in ledger.exchanges]
+    return [request for request in requests if not request.endswith("/token")]
 
 
 def error_of(response: httpx.Response) -> tuple[int, str]:
@@ -211,6 +226,33 @@ def test_a_signed_url_may_be_for_writing(bucket: Any) -> None:
     assert httpx.put(url, content=b"x", headers={"content-type": "a/b"}).status_code == 403
 
 
+def test_google_imported_on_a_moved_clock_keeps_nothing_of_it(pytester: Any) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+        from datetime import timedelta
+
+        import pytest
+
+        def test_one(fal_clock):
+            fal_clock.advance(days=40)
+            assert "google.cloud.storage" not in sys.modules
+            import google.cloud.storage
+
+        @pytest.mark.parametrize("ours", [False, True, False])
+        def test_others(request, ours):
+            if ours:
+                request.getfixturevalue("fal_clock").advance(days=80)
+            from datetime import datetime, timezone
+            from google.cloud.storage import _helpers
+            apart = _helpers._NOW(timezone.utc) - datetime.now(timezone.utc)
+            assert abs(apart) < timedelta(minutes=1)
+        """
+    )
+    options = ("-p", "no:randomly", "-p", "no:cacheprovider")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=4)
+
+
 # --- beside the rest ------------------------------------------------------------------------------
 
 
@@ -225,6 +267,29 @@ def test_the_test_and_the_client_see_the_same_bucket(fal_buckets: Buckets, clien
     assert bucket.get("a film.mp4") == b"frames"
     bucket.put("b", b"x", "text/plain")
     assert client.bucket("films").get_blob("b").content_type == "text/plain"
+
+
+def test_only_what_was_asked_for_is_in_the_ledger(
+    fal_buckets: Buckets, client: Any, fal_ledger: Ledger
+) -> None:
+    fal_buckets.create("films", provider="gcs")
+    put(client.bucket("films"))
+    join_background()
+    upload = f"{API}/films/o".replace("/storage/v1", "/upload/storage/v1")
+    assert asked(fal_ledger) == [f"POST {upload}"]
+
+
+def test_nor_is_the_bucket_looked_for_after_a_404(
+    client: Any, bucket: Any, fal_ledger: Ledger, fal_emulator: Any
+) -> None:
+    assert bucket.get_blob("a") is None
+    join_background()
+    assert asked(fal_ledger) == [f"POST {API}", f"GET {API}/films/o/a"]
+    cache = sys.modules.get("google.cloud.storage._bucket_metadata_cache")
+    if cache is not None:
+        fal_emulator.stop()
+        assert cache.BucketMetadataCache.check_and_evict.__name__ == "check_and_evict"
+        fal_emulator.start()
 
 
 @pytest.mark.parametrize("_", range(2))

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote
 
 import httpx
 
+from emulator.google_clock import BackgroundRequests
 from emulator.hosts.google_wire import (
     Refusal,
     answer_acl,
@@ -71,6 +72,7 @@ class GoogleHost:
         self._now = now
         self._tokens: dict[str, datetime] = {}
         self._uploads: dict[str, _Resumable] = {}
+        self._background = BackgroundRequests()
 
     def reset(self) -> None:
         """Forget buckets, tokens and uploads."""
@@ -78,12 +80,17 @@ class GoogleHost:
         self._tokens = {}
         self._uploads = {}
 
+    def end(self) -> None:
+        """The test is over."""
+        self._background.resume()
+
     def answers(self, host: str) -> bool:
         """Whether this is one of Google's hosts for storage."""
         return host in (HOST, _TOKENS) or host.endswith(f".{HOST}")
 
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response | None:
         """Answer as Google does."""
+        self._background.stop()  # who asks has loaded the client by now
         path, _, query = request.url.raw_path.decode("ascii").partition("?")
         try:
             if request.url.host == _TOKENS:

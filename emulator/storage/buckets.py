@@ -124,17 +124,17 @@ class Bucket:
         """
         __tracebackhide__ = True
         wait = threading.Event().wait
-        for _ in range(int(seconds / _STEP)):
-            if len(self.keys) >= count:
-                break
+        steps = int(seconds / _STEP)
+        while len(self.keys) < count and steps > 0:
             wait(_STEP)
-        else:
+            steps -= 1
+        if len(keys := self.keys) < count:
             fail(
                 f"{count} objects did not come into the bucket {self.name!r} within {seconds:g} s: "
-                f"there is {listed(self.keys) or 'none'}. Look at fal_ledger.requests(method="
+                f"there is {listed(keys) or 'none'}. Look at fal_ledger.requests(method="
                 '"POST") for what became of the uploads.'
             )
-        return self.keys
+        return keys
 
     def url(self, key: str) -> str:
         """The plain URL of an object: readable for all only in a public bucket."""

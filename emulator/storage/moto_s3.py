@@ -133,13 +133,6 @@ class MotoS3:
                 return sorted(k for k in list(found.keys) if hasattr(found.keys[k], "contentsize"))
         raise KeyError(bucket)
 
-    def size(self, bucket: str, key: str) -> int:
-        """Bytes of an object; KeyError when there is none."""
-        for backend in _backends():
-            if bucket in backend.buckets:
-                return int(backend.buckets[bucket].keys[key].size)
-        raise KeyError(bucket)
-
 
 def _backends() -> Iterator[Any]:
     """What there is of moto's S3, for each account and partition; makes nothing."""
