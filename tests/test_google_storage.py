@@ -282,7 +282,8 @@ def test_only_what_was_asked_for_is_in_the_ledger(
 def test_nor_is_the_bucket_looked_for_after_a_404(
     client: Any, bucket: Any, fal_ledger: Ledger, fal_emulator: Any
 ) -> None:
-    assert bucket.get_blob("a") is None
+    with pytest.raises(exceptions.NotFound):
+        bucket.blob("a").reload()
     join_background()
     assert asked(fal_ledger) == [f"POST {API}", f"GET {API}/films/o/a"]
     cache = sys.modules.get("google.cloud.storage._bucket_metadata_cache")
