@@ -283,9 +283,12 @@ def test_nor_is_the_bucket_looked_for_after_a_404(
     client: Any, bucket: Any, fal_ledger: Ledger, fal_emulator: Any
 ) -> None:
     with pytest.raises(exceptions.NotFound):
-        bucket.blob("a").reload()
+        bucket.blob("a").download_as_bytes()
     join_background()
-    assert asked(fal_ledger) == [f"POST {API}", f"GET {API}/films/o/a"]
+    assert asked(fal_ledger) == [
+        f"POST {API}",
+        f"GET {API}/films/o/a".replace("/storage/", "/download/storage/"),
+    ]
     cache = sys.modules.get("google.cloud.storage._bucket_metadata_cache")
     if cache is not None:
         fal_emulator.stop()
