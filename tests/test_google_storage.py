@@ -140,6 +140,106 @@ def test_metadata_can_be_changed(bucket: Any) -> None:
     assert httpx.get(url).headers["cache-control"] == "no-store"
 
 
+# --- copies ---------------------------------------------------------------------------------------
+
+
+def test_a_renamed_object_has_its_bytes(bucket: Any) -> None:
+    new = bucket.rename_blob(put(bucket), "dir/ü b.mp4")
+    assert [blob.name for blob in bucket.list_blobs()] == ["dir/ü b.mp4"]
+    assert (new.download_as_bytes(), new.content_type) == (b"frames", "video/mp4")
+
+
+def test_a_copy_goes_into_another_bucket(client: Any, bucket: Any) -> None:
+    other = client.create_bucket("songs")
+    blob = put(bucket)
+    blob.make_public()
+    copied = bucket.copy_blob(blob, other, "b")
+    assert other.blob("b").download_as_bytes() == blob.download_as_bytes() == b"frames"
+    assert httpx.get(copied.public_url).status_code == 403  # who may read does not go along
+    with pytest.raises(exceptions.NotFound, match="No such object: films/none"):
+        bucket.copy_blob(bucket.blob("none"), other)
+
+
+def test_a_rewrite_takes_one_step(bucket: Any) -> None:
+    blob = put(bucket)
+    new = bucket.blob("b")
+    new.metadata = {"cut": "final"}
+    assert new.rewrite(blob) == (None, 6, 6)
+    found = bucket.get_blob("b")
+    assert (found.metadata, found.content_type) == ({"cut": "final"}, "video/mp4")
+    with pytest.raises(exceptions.PreconditionFailed):
+        new.rewrite(blob, if_generation_match=0)
+    with pytest.raises(exceptions.PreconditionFailed):
+        new.rewrite(blob, if_source_generation_match=1)
+
+
+def test_a_moved_object_is_only_there(bucket: Any) -> None:
+    if not hasattr(bucket, "move_blob"):
+        pytest.skip("this google-cloud-storage has no move_blob")
+    put(bucket)
+    bucket.move_blob(bucket.blob("a film.mp4"), "b")
+    assert [blob.name for blob in bucket.list_blobs()] == ["b"]
+    assert bucket.blob("b").download_as_bytes() == b"frames"
+
+
+def test_objects_are_composed_in_their_order(bucket: Any) -> None:
+    parts = [put(bucket, name, name.encode()) for name in "ba"]
+    whole = bucket.blob("whole")
+    whole.content_type = "text/plain"
+    whole.compose(parts)
+    found = bucket.get_blob("whole")
+    assert (found.download_as_bytes(), found.content_type) == (b"ba", "text/plain")
+
+
+def test_what_is_not_served_says_so(client: Any, bucket: Any) -> None:
+    put(bucket)
+    for path in ("films/notificationConfigs", "films/acl", "films/o/a%20film.mp4/restore"):
+        answer = httpx.post(f"{API}/{path}", headers={"Authorization": "Bearer x"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (501, 501)
+        assert error["message"].endswith(" is not served by the emulator")
+    with pytest.raises(exceptions.MethodNotImplemented, match="/batch/storage/v1 is not served"):
+        with client.batch():
+            bucket.blob("a film.mp4").delete()
+    assert bucket.test_iam_permissions(["storage.objects.get"]) == ["storage.objects.get"]
+    assert bucket.blob("a film.mp4").exists()
+
+
+@pytest.mark.parametrize("field", ["md5Hash", "crc32c"])
+def test_a_refused_upload_leaves_the_older_object(bucket: Any, field: str) -> None:
+    put(bucket)
+    resource = json.dumps({"name": "a film.mp4", field: "AAAA"})
+    body = f"--x\r\n\r\n{resource}\r\n--x\r\n\r\nnew\r\n--x--"
+    address = f"{API}/films/o?uploadType=multipart".replace("/storage/", "/upload/storage/")
+    kind = {"Authorization": "Bearer x", "Content-Type": "multipart/related; boundary=x"}
+    answer = httpx.post(address, content=body, headers=kind)
+    assert answer.status_code == 400
+    kind = "MD5 hash" if field == "md5Hash" else "CRC32C"
+    assert answer.json()["error"]["message"].startswith(f'Provided {kind} "AAAA" doesn')
+    assert bucket.blob("a film.mp4").download_as_bytes() == b"frames"
+
+
+@pytest.mark.parametrize("checksum", ["md5", "crc32c"])
+def test_a_checksum_that_fits_is_taken(bucket: Any, checksum: str) -> None:
+    bucket.blob("a").upload_from_string(b"x", checksum=checksum)
+    large = bucket.blob("b", chunk_size=256 * 1024)
+    large.upload_from_file(io.BytesIO(bytes(600_000)), checksum=checksum)
+    assert bucket.get_blob("b").size == 600_000
+
+
+def test_only_the_meant_object_is_changed_or_deleted(bucket: Any) -> None:
+    old = put(bucket).generation
+    blob = put(bucket)
+    with pytest.raises(exceptions.PreconditionFailed):
+        blob.delete(if_generation_match=old)
+    blob.cache_control = "no-store"
+    with pytest.raises(exceptions.PreconditionFailed):
+        blob.patch(if_generation_match=old)
+    assert bucket.get_blob("a film.mp4").cache_control is None
+    blob.delete(if_generation_match=blob.generation)
+    assert not blob.exists()
+
+
 # --- who may read ---------------------------------------------------------------------------------
 
 
