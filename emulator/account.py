@@ -331,6 +331,7 @@ class Emulator:
             self.stop()
         if self._prepared:
             self._prepared = False
+            self.ledger.before_reading = lambda: None
             self._runners.close()
             self._network.wire.stop()
             self._network.api_socket.remove()
