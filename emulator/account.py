@@ -283,7 +283,7 @@ class Emulator:
             undo.callback(self._environment.leave)
             undo.callback(self._identities.users.stop_acting)
             self._environment.enter(certificate)
-            self._git.enter(os.environ)
+            self._git.enter()
             self._environment.offer_uploader(self.uploader.socket, self.settings.local_uploader)
             self._network.enter(certificate, undo)
             undo.callback(self._end_moto)

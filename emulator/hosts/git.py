@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,10 +105,10 @@ class Git:
         if self._allowed:
             self._write_table()
 
-    def enter(self, environment: MutableMapping[str, str]) -> None:
-        """Have git in this environment come here, without anything of the user's."""
+    def enter(self) -> None:
+        """Have git in this process's environment come here, without anything of the user's."""
         if self._is_here:
-            set_variables(environment, self._places)
+            set_variables(self._places)
 
     # --- serving ---------------------------------------------------------------------------------
 

@@ -15,9 +15,10 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import MutableMapping
 from functools import lru_cache
 from pathlib import Path
+
+from emulator.environment import drop, names
 
 __all__ = ["Places", "find_programs", "install", "set_variables"]
 
@@ -25,7 +26,7 @@ _HTTP = ("git-remote-http", "git-remote-https", "git-remote-ftp", "git-remote-ft
 
 # Who the user is at other servers, which repository git is in (set where tests run from a hook of
 # git's), and what else may take git somewhere else than where an app's own call takes it.
-_REMOVED = (
+_REMOVED = names(
     *("GIT_ASKPASS", "SSH_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT"),
     *("GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_SYSTEM", "GIT_TEMPLATE_DIR"),
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR"),
@@ -88,15 +89,14 @@ def install(places: Places) -> bool:
     return True
 
 
-def set_variables(environment: MutableMapping[str, str], places: Places) -> None:
-    """Have git in this environment use the programs, and nothing of the user's."""
-    for name in _REMOVED:
-        environment.pop(name, None)
-    count = environment.get("GIT_CONFIG_COUNT", "")
+def set_variables(places: Places) -> None:
+    """Have git in this process's environment use the programs, and nothing of the user's."""
+    drop(_REMOVED)
+    count = os.environ.get("GIT_CONFIG_COUNT", "")
     for number in range(int(count) if count.isdigit() else 0):
-        environment.pop(f"GIT_CONFIG_KEY_{number}", None)
-        environment.pop(f"GIT_CONFIG_VALUE_{number}", None)
-    environment.update(
+        os.environ.pop(f"GIT_CONFIG_KEY_{number}", None)
+        os.environ.pop(f"GIT_CONFIG_VALUE_{number}", None)
+    os.environ.update(
         {
             "GIT_EXEC_PATH": places.programs,
             "GIT_PROXY_COMMAND": os.path.join(places.programs, "fal-git-proxy"),
