@@ -22,6 +22,7 @@ TOPICS = {
     "boot": "boot",
     "process": "process_boot",
     "startup": "startup",
+    "storage": "storage",
 }
 
 LEGEND = """\

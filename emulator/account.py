@@ -283,7 +283,7 @@ class Emulator:
             undo.callback(self._environment.leave)
             undo.callback(self._identities.users.stop_acting)
             self._environment.enter(certificate)
-            self._git.enter(os.environ)
+            self._git.enter()
             self._environment.offer_uploader(self.uploader.socket, self.settings.local_uploader)
             self._network.enter(certificate, undo)
             undo.callback(self._google.end)
@@ -332,6 +332,7 @@ class Emulator:
             self.stop()
         if self._prepared:
             self._prepared = False
+            self.ledger.before_reading = lambda: None
             self._runners.close()
             self._network.wire.stop()
             self._network.api_socket.remove()

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from emulator.checks import fail, happened, listed
 
-__all__ = ["Event", "Exchange", "Ledger"]
+__all__ = ["Event", "Exchange", "Ledger", "masked"]
 
 _SECRET_HEADERS = frozenset(
     {
@@ -103,14 +103,14 @@ class Ledger:
         runner: str | None = None,
     ) -> Exchange:
         """Record a request."""
-        address, _, query = url.partition("#")[0].partition("?")  # a fragment is never sent
-        host, path = _split(address)
+        shown = masked(url)
+        host, path = _split(shown.partition("?")[0])
         exchange = Exchange(
             number=0,
             at=self._now(),
             client=client,
             method=method,
-            url=f"{address}?{_redact_query(query)}" if query else address,
+            url=shown,
             path=path,
             host=host,
             request_headers=redact_headers(headers),
@@ -199,6 +199,16 @@ def matches_path(pattern: str, path: str) -> bool:
     if pattern.endswith("*"):
         return path.startswith(pattern[:-1])
     return path == pattern
+
+
+def masked(url: str) -> str:
+    """A URL without credentials, and without the fragment, which is never sent."""
+    address, _, query = url.partition("#")[0].partition("?")
+    scheme, separator, rest = address.partition("://")
+    if separator:
+        authority, slash, path = rest.partition("/")
+        address = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    return f"{address}?{_redact_query(query)}" if query else address
 
 
 def redact_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -532,3 +532,28 @@ def test_the_mirror_needs_a_key(fal_emulator):
 
 def test_a_test_that_does_not_use_it_has_no_directory_for_it(fal_data):
     assert not (fal_data.backing.parent / "uploads").exists()
+
+
+def test_a_broken_archive_leaves_nothing(client, fal_data):
+    packed = bytearray(archive(**{"a.txt": "first", "b.txt": "second"}))
+    place = packed.index(b"second")
+    packed[place : place + 6] = b"SECOND"  # its checksum is another now
+    answer = send(client, "sets/x.zip", bytes(packed), params={"unzip": "true"})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("the ZIP file cannot be unpacked: Bad CRC-32")
+    assert fal_data.tree() == []
+
+
+def test_the_mirror_deletes_nothing(client, fal_data):
+    fal_data.write("local/x", b"x")
+    answer = client.delete("https://api.fal.ai/v1/serverless/files/file/local/x")
+    assert answer.status_code == 404
+    assert fal_data.tree() == ["local/x"]
+
+
+def test_credentials_of_an_import_are_not_shown(client, fal_ledger):
+    secret = "https://user:PASSWORD@example.com/x?X-Amz-Signature=SIGNATURE&token=TOKEN"
+    answer = client.post(f"{REST}/file/url/x", json={"url": secret})
+    assert answer.status_code == 400
+    shown = [answer.text, *fal_ledger.problems, *(repr(vars(one)) for one in fal_ledger.exchanges)]
+    assert not [word for word in ("PASSWORD", "SIGNATURE", "TOKEN") if word in "".join(shown)]

@@ -886,3 +886,102 @@ def test_a_machine_without_git_is_told(monkeypatch):
 def test_it_needs_a_running_emulator():
     with pytest.raises(EmulatorError, match="git needs a running emulator"):
         _ = Emulator().git
+
+
+# --- what is written down -------------------------------------------------------------------------
+
+
+def test_who_is_about_to_write_down_what_it_asks_is_none_yet(fal_git, fal_emulator):
+    log = fal_emulator._git._places.log
+    begun = os.path.join(log, str(os.getpid()))  # a program that is alive, and between two steps
+    open(begun, "w").close()
+    assert fal_git.requests == []
+    fal_emulator.clock.advance(1)
+    os.unlink(begun)
+
+
+def test_what_a_clone_of_an_earlier_test_writes_is_nobodys(fal_git, fal_emulator):
+    log = fal_emulator._git._places.log
+    with open(os.path.join(log, "4000001"), "w") as file:  # of a process that there is not
+        file.write("end\n")
+    assert fal_git.requests == []
+    assert fal_emulator.ledger.events == []
+
+
+def test_a_clone_that_outlives_its_test_leaves_no_trace_in_the_next(fal_emulator, fal_clock):
+    git_ = fal_emulator.git
+    git_.serve(URL, {"large.bin": os.urandom(8_000_000)})
+    left = subprocess.Popen(
+        ["git", "clone", "--quiet", URL, "/tmp/models"],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not git_.requests:
+        pass
+    fal_emulator.reset()
+    left.wait()
+    assert git_.requests == []
+    assert [event for event in fal_emulator.ledger.events if event.kind == "git"] == []
+
+
+def test_the_ledger_can_be_read_after_all_is_over(tmp_path):
+    emulator = Emulator(root=tmp_path)
+    with emulator:
+        emulator.git.serve(URL, FILES)
+    assert emulator.ledger.events == []
+
+
+def test_credentials_of_a_served_url_are_not_shown(fal_git):
+    fal_git.serve("https://user:s3cret@github.com/org/models.git", FILES)
+    with pytest.raises(EmulatorError) as caught:
+        fal_git.break_down("https://user:other@github.com/org/library.git")
+    assert str(caught.value) == (
+        "break_down('https://github.com/org/library.git'): nothing is served there; fal_git serves "
+        'https://github.com/org/models.git. Write fal_git.serve("https://github.com/org/library'
+        '.git", {"README.md": "..."}) first.'
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"branch": "my branch"}, "serve(): 'my branch' is no name that git takes for a branch."),
+        ({"branch": "../../x"}, "serve(): '../../x' is no name that git takes for a branch."),
+        ({"branch": "a.lock"}, "serve(): 'a.lock' is no name that git takes for a branch."),
+        ({"tag": "v1..2"}, "serve(): 'v1..2' is no name that git takes for a tag."),
+        ({"tag": ""}, "serve(): '' is no name that git takes for a tag."),
+    ],
+)
+def test_a_name_that_git_does_not_take_is_refused(fal_git, options, message):
+    with pytest.raises(EmulatorError) as caught:
+        fal_git.serve(URL, FILES, **options)
+    assert str(caught.value) == f'{message} Write for example "v1.0".'
+
+
+def test_a_branch_is_no_folder_of_another(fal_git):
+    fal_git.serve(URL, FILES, branch="a")
+    with pytest.raises(EmulatorError) as caught:
+        fal_git.serve(URL, FILES, branch="a/b")
+    assert str(caught.value) == (
+        "A repository cannot have branches 'a' and 'a/b': to git one is a folder of the other. "
+        "Give one of them another name."
+    )
+    fal_git.serve(URL, FILES, branch="ab")
+
+
+@pytest.mark.parametrize("commit", ["v1", "abc123", "g" * 40])
+def test_a_submodules_commit_is_a_whole_hash(fal_git, commit):
+    fal_git.serve(LIBRARY, {"lib.py": ""})
+    with pytest.raises(EmulatorError) as caught:
+        fal_git.serve(URL, {"lib": Submodule(LIBRARY, commit)})
+    assert str(caught.value) == (
+        f"serve(): {commit!r} is no commit of a submodule. Write all 40 digits of its hash, as "
+        "serve() of it returned them, or leave it out."
+    )
+
+
+def test_what_is_served_anew_while_it_is_down_stays_down(fal_git, elsewhere):
+    fal_git.serve(URL, elsewhere)
+    fal_git.break_down(URL)
+    fal_git.serve(URL, elsewhere)
+    assert "Could not resolve host" in run_git("clone", URL, "/tmp/models").stderr

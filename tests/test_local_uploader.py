@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import threading
@@ -1174,3 +1176,119 @@ def test_a_rule_for_an_unknown_user_is_dropped_there_too(fal_cdn: CDN, fal_ledge
         'knows no such user. Write fal_emulator.user("bob") before this, or '
         '@pytest.mark.fal(users=["bob"])'
     ]
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+@pytest.mark.fal(uploader_capacity=1)
+def test_a_node_is_full_for_those_who_come_at_once_too(fal_uploader: Uploader) -> None:
+    fal_uploader.hold()
+    begun = threading.Barrier(4)
+
+    def slowly() -> Iterator[bytes]:
+        yield b"1"
+        begun.wait(10)  # all of them were let in before one of them was accepted
+        yield b"2"
+
+    def send(number: int) -> int:
+        with node({**ACCOUNT, "X-Fal-File-Name": f"{number}.txt"}) as client:
+            return client.post("/v1/uploads", content=slowly()).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        statuses = sorted(pool.map(send, range(4)))
+    assert statuses == [202, 429, 429, 429]
+    assert len(fal_uploader.pending) == 1
+
+
+def test_a_session_is_finished_once(fal_uploader: Uploader) -> None:
+    with node({**ACCOUNT, "X-Fal-File-Name": "a.txt"}) as client:
+        session = client.post("/v1/upload-sessions").json()["upload_id"]
+        client.put(f"/v1/upload-sessions/{session}/body", content=b"12345")
+
+        def finish(_: int) -> int:
+            with node(ACCOUNT) as other:
+                path = f"/v1/upload-sessions/{session}/finish"
+                return other.post(path, json={"size_bytes": 5}).status_code
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sorted(pool.map(finish, range(4))) == [202, 409, 409, 409]
+
+
+class Forking(fal.App):
+    @fal.endpoint("/")
+    def make(self) -> list[str]:
+        with multiprocessing.get_context("fork").Pool(4) as pool:
+            return pool.map(_make_one, range(24), chunksize=1)
+
+
+def _make_one(number: int) -> str:
+    return str(File.from_bytes(b"x", file_name=f"{number}.txt", fallback_repository=None).url)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_forked_workers_of_an_app_use_the_node_too(
+    fal_runner: RunnerFactory, fal_uploader: Uploader, fal_ledger: Ledger
+) -> None:
+    urls = fal_runner(Forking).post("/").json()
+    assert sorted(urls) == sorted(one.url for one in fal_uploader.uploads)
+    assert direct(fal_ledger) == 0
+
+
+def test_a_client_of_any_name_harms_nobody(fal_uploader: Uploader) -> None:
+    for number in range(5):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.bind(b"\0\xff\xfe%d" % number)
+            client.connect(fal_uploader.socket)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 404")
+    assert upload()
+
+
+def test_a_long_wait_is_none(fal_uploader: Uploader) -> None:
+    url = upload()
+    identifier = fal_uploader.find(url).id
+    with node(ACCOUNT) as client:
+        assert client.get(f"/v1/uploads/{identifier}?wait=1e20").json()["state"] == "completed"
+
+
+def test_a_field_of_a_policy_that_cannot_be_sent_is_a_failure(
+    fal_uploader: Uploader, fal_http: respx.MockRouter
+) -> None:
+    fal_http.post(BUCKET).respond(204)
+    policy = {"url": BUCKET, "fields": {"key": "a", "x": {"a": 1}}}
+    headers = {"X-Fal-File-Name": "a.txt", "x-app-fal-upload-policy": json.dumps(policy)}
+    with node(headers) as client:
+        answer = client.post("/v1/uploads", content=b"x")
+    if answer.status_code == 202:
+        (sent,) = fal_uploader.uploads
+        assert (sent.state, (sent.failure or "").partition(":")[0]) == ("failed", "TypeError")
+    else:
+        assert answer.status_code == 422
+
+
+def test_a_bucket_that_does_not_answer_holds_no_runner(
+    fal_runner: RunnerFactory,
+    fal_http: respx.MockRouter,
+    fal_uploader: Uploader,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_uploader, "BUCKET_SECONDS", 0.05)
+    answers = threading.Event()
+
+    def wait(request: httpx.Request) -> httpx.Response:
+        answers.wait(20)
+        return httpx.Response(204)
+
+    fal_http.post(BUCKET).mock(side_effect=wait)
+    url = fal_runner(Saver).post("/", headers=POLICY).json()["url"]
+    assert fal_uploader.find(url).state == "pending"
+    monkeypatch.setattr(node_uploader, "END_SECONDS", 0.05)
+    with pytest.raises(EmulatorError) as caught:
+        fal_uploader.end()
+    assert str(caught.value) == (
+        f"The node's uploader waits for a bucket that does not answer: {url}. Have the route or "
+        "the server that the test made for it answer before the test ends."
+    )
+    answers.set()
+    until(lambda: fal_uploader.find(url).state == "completed")

@@ -18,7 +18,7 @@ from emulator.hosts.common import PathRouter, not_found, read_parts
 from emulator.hosts.forms import FormError, file_in_form
 from emulator.hosts.rest import answers_rest
 from emulator.identity import Identities
-from emulator.ledger import Exchange
+from emulator.ledger import Exchange, masked
 from emulator.network.bodies import CutShortError
 from emulator.network.fault import NotConnected
 from emulator.network.reply import json_reply, reply
@@ -205,21 +205,21 @@ class FilesHost:
                 response.close()
                 url = urllib.parse.urljoin(url, response.headers["location"])
             else:
-                raise FilesError(400, f"cannot download {asked}: too many redirects")
+                raise FilesError(400, f"cannot download {masked(asked)}: too many redirects")
             if response.status_code != 200:
                 response.close()
-                why = f"{url} answered {response.status_code} {response.reason_phrase}"
-                raise FilesError(400, f"cannot download {asked}: {why}")
+                why = f"{masked(url)} answered {response.status_code} {response.reason_phrase}"
+                raise FilesError(400, f"cannot download {masked(asked)}: {why}")
             received = self._files.spool.receive(response.iter_bytes())
             self._check_length(response, received, asked)
             return received
         except LetThrough:
             why = "only what the test serves can be imported"
-            raise FilesError(400, f"cannot download {asked}: {why}") from None
+            raise FilesError(400, f"cannot download {masked(asked)}: {why}") from None
         except NotConnected as failed:
-            raise FilesError(400, f"cannot download {asked}: {failed.error}") from failed
+            raise FilesError(400, f"cannot download {masked(asked)}: {failed.error}") from failed
         except (OSError, CutShortError, EmulatorError, httpx.HTTPError) as error:
-            raise FilesError(400, f"cannot download {asked}: {error}") from error
+            raise FilesError(400, f"cannot download {masked(asked)}: {error}") from error
 
     def _check_length(self, response: httpx.Response, received: Received, url: str) -> None:
         """What ends before its Content-Length is no file; a compressed body tells by itself."""
@@ -229,7 +229,7 @@ class FilesHost:
         if promised != str(received.size):
             discard(received)
             why = f"{received.size} of {promised} bytes came"
-            raise FilesError(400, f"cannot download {url}: {why}")
+            raise FilesError(400, f"cannot download {masked(url)}: {why}")
 
 
 class PlatformFilesHost:
@@ -258,8 +258,9 @@ class PlatformFilesHost:
             stream=request.stream,
             extensions=request.extensions,
         )
-        has_it = request.method == "GET" or path.startswith(
-            (f"{_PLATFORM}/files/file/local/", f"{_PLATFORM}/files/file/url/")
+        has_it = request.method == "GET" or (
+            request.method == "POST"
+            and path.startswith((f"{_PLATFORM}/files/file/local/", f"{_PLATFORM}/files/file/url/"))
         )
         response = self._files.handle(same, exchange) if has_it else None
         if response is None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,10 +105,10 @@ class Git:
         if self._allowed:
             self._write_table()
 
-    def enter(self, environment: MutableMapping[str, str]) -> None:
-        """Have git in this environment come here, without anything of the user's."""
+    def enter(self) -> None:
+        """Have git in this process's environment come here, without anything of the user's."""
         if self._is_here:
-            set_variables(environment, self._places)
+            set_variables(self._places)
 
     # --- serving ---------------------------------------------------------------------------------
 
@@ -142,6 +142,8 @@ class Git:
         """
         key = _key(url)
         self._check_there_is_git()
+        _check_name("branch", branch)
+        _check_name("tag", tag)
         with self._lock:
             if isinstance(content, Mapping):
                 commit = self._serve_files(key, url, content, branch, message)
@@ -219,8 +221,8 @@ class Git:
         if served is None:
             there = listed([one.url for one in self._served.values()]) or "nothing"
             raise EmulatorError(
-                f"{method}({url!r}): nothing is served there; fal_git serves {there}. Write "
-                f'fal_git.serve("{url}", {{"README.md": "..."}}) first.'
+                f"{method}({_shown(url)!r}): nothing is served there; fal_git serves {there}. "
+                f'Write fal_git.serve("{_shown(url)}", {{"README.md": "..."}}) first.'
             )
         return served
 
@@ -246,7 +248,9 @@ class Git:
         if served is None or served.made is None:
             path = self._new_place()
             made = Repository(path, branch or "main")
-            served = self._served[key] = _Served(url, path, made=made, branch=branch or "main")
+            served = self._served[key] = _Served(
+                _shown(url), path, made=made, branch=branch or "main"
+            )
         assert served.made is not None
         parent = served.tip or None
         name = branch or served.branch
@@ -263,6 +267,11 @@ class Git:
         for given, value in content.items():
             path = _checked(str(given), content)
             if isinstance(value, Submodule):
+                if not re.fullmatch(r"[0-9a-f]{40}", value.commit or "0" * 40):
+                    raise EmulatorError(
+                        f"serve(): {value.commit!r} is no commit of a submodule. Write all 40 "
+                        "digits of its hash, as serve() of it returned them, or leave it out."
+                    )
                 files[path] = Link(value.commit or self._newest(value.url, url))
                 modules += f'[submodule "{path}"]\n\tpath = {path}\n\turl = {value.url}\n'
             elif isinstance(value, (str, bytes)):
@@ -299,7 +308,9 @@ class Git:
                 f"serve({url!r}): {source} is no repository{what} that has a commit ({said[0]}). "
                 f"Commit something there, or serve a dictionary of files: {_EXAMPLE}."
             ) from None
-        self._served[key] = _Served(url, path, tip=tip)
+        before = self._served.get(key)
+        state = "up" if before is None else before.state
+        self._served[key] = _Served(_shown(url), path, state=state, tip=tip)
         return tip
 
     def _run(self, *arguments: str, at: str | None = None) -> str:
@@ -350,6 +361,25 @@ def _key(url: str) -> str:
             f"{_EXAMPLE}."
         )
     return f"{host}/{path.removesuffix('.git')}"
+
+
+def _shown(url: str) -> str:
+    """A URL without credentials."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if separator else url
+
+
+def _check_name(kind: str, name: str | None) -> None:
+    """Refuse what git does not take as a branch or tag (git-check-ref-format(1))."""
+    if name is None:
+        return
+    parts = name.split("/")
+    wrong = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{", name) or name in ("", "@")
+    if wrong or any(not p or p.startswith((".", "-")) or p.endswith((".", ".lock")) for p in parts):
+        raise EmulatorError(
+            f'serve(): {name!r} is no name that git takes for a {kind}. Write for example "v1.0".'
+        )
 
 
 def _checked(path: str, content: Mapping[str, object]) -> str:

@@ -30,6 +30,9 @@ from emulator.storage.uploads import UploadError
 
 __all__ = ["UploaderHost"]
 
+#: Seconds; the SDK asks for one minute.
+_LONGEST_WAIT = 86_400.0
+
 
 class UploaderHost:
     """The node's uploader over HTTP.
@@ -179,4 +182,4 @@ def _seconds(request: httpx.Request) -> float:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise UploadError(422, f"wait is a number of seconds, not {text!r}")
-    return seconds
+    return min(seconds, _LONGEST_WAIT)

@@ -15,9 +15,10 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import MutableMapping
 from functools import lru_cache
 from pathlib import Path
+
+from emulator.environment import drop, names
 
 __all__ = ["Places", "find_programs", "install", "set_variables"]
 
@@ -25,7 +26,7 @@ _HTTP = ("git-remote-http", "git-remote-https", "git-remote-ftp", "git-remote-ft
 
 # Who the user is at other servers, which repository git is in (set where tests run from a hook of
 # git's), and what else may take git somewhere else than where an app's own call takes it.
-_REMOVED = (
+_REMOVED = names(
     *("GIT_ASKPASS", "SSH_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT"),
     *("GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_SYSTEM", "GIT_TEMPLATE_DIR"),
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR"),
@@ -88,15 +89,14 @@ def install(places: Places) -> bool:
     return True
 
 
-def set_variables(environment: MutableMapping[str, str], places: Places) -> None:
-    """Have git in this environment use the programs, and nothing of the user's."""
-    for name in _REMOVED:
-        environment.pop(name, None)
-    count = environment.get("GIT_CONFIG_COUNT", "")
+def set_variables(places: Places) -> None:
+    """Have git in this process's environment use the programs, and nothing of the user's."""
+    drop(_REMOVED)
+    count = os.environ.get("GIT_CONFIG_COUNT", "")
     for number in range(int(count) if count.isdigit() else 0):
-        environment.pop(f"GIT_CONFIG_KEY_{number}", None)
-        environment.pop(f"GIT_CONFIG_VALUE_{number}", None)
-    environment.update(
+        os.environ.pop(f"GIT_CONFIG_KEY_{number}", None)
+        os.environ.pop(f"GIT_CONFIG_VALUE_{number}", None)
+    os.environ.update(
         {
             "GIT_EXEC_PATH": places.programs,
             "GIT_PROXY_COMMAND": os.path.join(places.programs, "fal-git-proxy"),
@@ -172,11 +172,13 @@ locate() {{  # host, path: sets key, shown, state, repository
     done <"$test/served"
 }}
 
-note() {{ printf '%s\n' "$*" >>"$test/log/$$"; }}
+note() {{  # not for the next test, where this one is over
+    [ ! -e "$test/log/$$" ] || printf '%s\n' "$*" >>"$test/log/$$"
+}}
 
 ask() {{  # what for: writes down who asks for what
     namespace=$(readlink /proc/self/ns/mnt 2>/dev/null) || namespace=-
-    note "$1$tab$namespace$tab$shown"
+    printf '%s\n' "$1$tab$namespace$tab$shown" >>"$test/log/$$"
 }}
 
 refuse() {{  # in the words of git, with the line to write
@@ -304,6 +306,6 @@ case " $* " in
 *' --filter='*) case $(git cat-file -t "$wants") in blob | tree) what=fetch ;; esac ;;
 esac
 [ -z "$has" ] || what=fetch
-echo "$what" >>"$FAL_GIT_LOG"
+[ ! -e "$FAL_GIT_LOG" ] || echo "$what" >>"$FAL_GIT_LOG"
 printf %s "$input" | "$@"
 """

@@ -114,9 +114,13 @@ class Requests:
 
     def _take(self, name: str, moment: datetime) -> None:
         """Take in what one program has written."""
-        first, *notes = self._read(name)
-        operation, namespace, url = first.split("\t")
+        first, *notes = self._read(name) or [""]
         request = self._known.get(name)
+        if request is None and first.count("\t") != 2:
+            if not _is_alive(int(name)):  # else it is about to write
+                self._finished.add(name)
+            return
+        operation, namespace, url = first.split("\t")
         if request is None:
             number = _NAMESPACE.fullmatch(namespace)
             runner = self._name_of(int(number[1])) if number else None
@@ -153,4 +157,8 @@ class Requests:
 
 
 def _is_alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2]
+    except OSError:
+        return False
+    return not state.startswith(" Z")  # one that has ended, and whose parent has not asked how

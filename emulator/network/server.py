@@ -176,7 +176,12 @@ class _Crew:
                 sock, address = self._listener.accept()
             except OSError:  # the client has gone already, or stop() was called
                 continue
-            connection = self._server.connection(sock, address)
+            try:
+                connection = self._server.connection(sock, address)
+            except Exception as error:  # this thread serves others, too
+                self._server.errors.append(error)
+                sock.close()
+                continue
             self._begin(connection)
             connection.serve()
             if not self._end(connection):

@@ -51,7 +51,8 @@ class UnixServer(Server):
         self.host = host
         self._runner = runner
         self._numbers = count(1)
-        self._prefix = f"\0pytest-fal-client-{os.getpid()}-"
+        self._process = os.getpid()
+        self._prefix = f"\0pytest-fal-client-{self._process}-"
         self._own_folder: str | None = None
         self._is_gone = False
         #: The socket file's path; empty before :meth:`place`.
@@ -101,7 +102,8 @@ class UnixServer(Server):
         """Before a socket of this process connects: let it tell the runner of its thread."""
         if address not in (self.path, os.fsencode(self.path)) or sock.getsockname():
             return
-        number = self._runner()
+        # A process that an app forks is told by its mounts, and its names would be ours again.
+        number = self._runner() if os.getpid() == self._process else None
         if number is not None:
             sock.bind(f"{self._prefix}{next(self._numbers)}-{number}")
 
@@ -134,9 +136,9 @@ class UnixServer(Server):
     def _number_of(self, sock: socket.socket, address: Any) -> int | None:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         process = _CREDENTIALS.unpack(credentials)[0]
-        if process != os.getpid():
+        if process != self._process:
             return mounts.namespace_of(process)
-        name = address.decode() if isinstance(address, bytes) else address
+        name = os.fsdecode(address)
         return int(name.rpartition("-")[2]) if name.startswith(self._prefix) else None
 
 

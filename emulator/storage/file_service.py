@@ -202,18 +202,22 @@ class FileService:
         """
         if not zipfile.is_zipfile(received.path):
             return False
+        unpacked: list[Received] = []
         try:
             with zipfile.ZipFile(received.path) as archive:
                 members = [one for one in archive.infolist() if not one.is_dir()]
                 places = [(*names[:-1], *split_path(one.filename)) for one in members]
-                for member, place in zip(members, places, strict=True):
+                for member in members:
                     with archive.open(member) as content:
-                        unpacked = self.spool.receive(iter(lambda: content.read(_CHUNK), b""))
-                    self.store(unpacked, place)
+                        chunks = iter(lambda: content.read(_CHUNK), b"")
+                        unpacked.append(self.spool.receive(chunks))
+            while unpacked:  # only now: a broken archive leaves nothing
+                self.store(unpacked.pop(), places[len(unpacked)])
         except _BROKEN_ZIP as error:
             raise FilesError(400, f"the ZIP file cannot be unpacked: {error}") from error
         finally:
-            discard(received)
+            for one in (received, *unpacked):
+                discard(one)
         return True
 
     def begin(self, names: Names) -> PartedUpload:

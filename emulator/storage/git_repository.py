@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from emulator.errors import EmulatorError
+
 __all__ = ["Link", "Repository"]
 
 _AUTHOR = "Somebody Else <somebody@example.com>"
@@ -67,6 +69,13 @@ class Repository:
         Returns:
             Its hash, 40 hexadecimal digits.
         """
+        others = [one for one in self.branches if f"{one}/".startswith(f"{branch}/")]
+        others += [one for one in self.branches if branch.startswith(f"{one}/")]
+        if others and others != [branch]:
+            raise EmulatorError(
+                f"A repository cannot have branches {others[0]!r} and {branch!r}: to git one is a "
+                "folder of the other. Give one of them another name."
+            )
         self._count += 1
         parent = self.branches.get(branch, parent)
         who = f"{_AUTHOR} {_FIRST + (self._count - 1) * _MINUTE} +0000"

@@ -40,9 +40,9 @@ def to_bucket(
     policy, size = upload.form.policy, upload.size
     assert policy is not None
     assert size is not None
-    content = store.read(upload.key)
-    request = policy.request(upload.file_name, upload.content_type, content, size)
     try:
+        content = store.read(upload.key)
+        request = policy.request(upload.file_name, upload.content_type, content, size)
         response = send(request, "node")
         response.read()
         return what_s3_said(response)

@@ -32,6 +32,10 @@ __all__ = ["NodeUpload", "Uploader"]
 
 #: Real seconds that somebody may wait for an upload that only the test can let go.
 HOLD_SECONDS = 30.0
+#: Real seconds that an answer waits for a bucket, so that a test finds the file there.
+BUCKET_SECONDS = 1.0
+#: Real seconds that a test's end waits for a bucket.
+END_SECONDS = 5.0
 
 
 class Uploader:
@@ -179,12 +183,9 @@ class Uploader:
         Raises:
             UploadError: 429 when it is full or draining, 413 when the file is too large.
         """
-        settings = self._settings()
         if self._drains:
             raise UploadError(429, "this uploader is draining")
-        capacity = settings.uploader_capacity
-        if capacity is not None and len(self.pending) >= capacity:
-            raise UploadError(429, f"this uploader is full: {capacity} uploads are pending")
+        self._check_capacity()
         self._check_size(size)
 
     def accept(self, form: Form, chunks: Iterable[bytes]) -> NodeUpload:
@@ -200,6 +201,11 @@ class Uploader:
             if crashes != self._crashes:
                 self._store.delete(f"node/{identifier}")
                 raise ConnectionResetError("the uploader crashed")
+            try:
+                self._check_capacity()  # others may have come in meanwhile
+            except UploadError:
+                self._store.delete(f"node/{identifier}")
+                raise
             upload = self._open(form, identifier)
             self._take(upload, size)
         self._go_on(upload)
@@ -225,6 +231,8 @@ class Uploader:
             if upload.state != "receiving":
                 self._store.delete(upload.key)
                 raise ConnectionResetError("the uploader crashed, or the session was aborted")
+            if upload.size is not None:
+                raise UploadError(409, "this session has its body already")
             upload.size = size
 
     def finish(self, identifier: str, size: int) -> NodeUpload:
@@ -233,12 +241,12 @@ class Uploader:
         Raises:
             UploadError: 404, 409 or 422.
         """
-        upload = self._receiving(identifier)
-        if upload.size is None:
-            raise UploadError(409, "this session has no body yet")
-        if upload.size != size:
-            raise UploadError(422, f"size_bytes is {size}, and {upload.size} bytes came")
         with self._changed:
+            upload = self._receiving(identifier)
+            if upload.size is None:
+                raise UploadError(409, "this session has no body yet")
+            if upload.size != size:
+                raise UploadError(422, f"size_bytes is {size}, and {upload.size} bytes came")
             self._take(upload, size)
         self._go_on(upload)
         return upload
@@ -249,7 +257,8 @@ class Uploader:
         Raises:
             UploadError: 404 or 409.
         """
-        self._finish(self._receiving(identifier), "aborted", "its runner gave it up")
+        with self._changed:
+            self._finish(self._receiving(identifier), "aborted", "its runner gave it up")
 
     def wait(self, identifier: str, seconds: float, check: Callable[[], object]) -> NodeUpload:
         """The upload, as soon as it is not pending any more or *seconds* of the clock are over.
@@ -279,7 +288,13 @@ class Uploader:
         """Wait for what is on its way to a bucket; nothing of it is held any more."""
         threads, self._threads = self._threads, []
         for thread in threads:
-            thread.join()
+            thread.join(END_SECONDS)
+        if any(thread.is_alive() for thread in threads):
+            stuck = ", ".join(upload.url for upload in self.pending)
+            raise EmulatorError(
+                f"The node's uploader waits for a bucket that does not answer: {stuck}. Have the "
+                "route or the server that the test made for it answer before the test ends."
+            )
 
     def reset(self) -> None:
         """Forget everything."""
@@ -319,6 +334,11 @@ class Uploader:
                 yield chunk
 
         return self._store.put(key, counted(), content_type="application/octet-stream").size
+
+    def _check_capacity(self) -> None:
+        capacity = self._settings().uploader_capacity
+        if capacity is not None and len(self.pending) >= capacity:
+            raise UploadError(429, f"this uploader is full: {capacity} uploads are pending")
 
     def _check_size(self, size: int | None) -> None:
         limit = self._settings().uploader_limit
@@ -406,8 +426,10 @@ class Uploader:
         )
         self._threads.append(thread)
         thread.start()
-        while thread.is_alive() and not self._is_held():
+        left = BUCKET_SECONDS
+        while thread.is_alive() and not self._is_held() and left > 0:
             thread.join(0.01)
+            left -= 0.01
 
     def _end(self, upload: NodeUpload, failure: str | None) -> None:
         self._finish(upload, "failed" if failure else "completed", failure)
