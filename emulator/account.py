@@ -286,6 +286,7 @@ class Emulator:
             self._git.enter()
             self._environment.offer_uploader(self.uploader.socket, self.settings.local_uploader)
             self._network.enter(certificate, undo)
+            undo.callback(self._google.end)
             undo.callback(self._end_moto)
             self._moto.begin()
             undo.callback(self._cdn.reset, self.settings)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from urllib.parse import urlsplit
 
 from emulator.credentials import AWS_KEY, FAL_KEY
+from emulator.network.resolver import is_local
 
 __all__ = ["Environment", "drop", "names"]
 
@@ -43,11 +45,11 @@ _REMOVED = names(
     # other places to upload to, and what a runner left behind
     *("FAL_USE_LOCAL_UPLOADER", "FAL_API_SOCKET", "FAL_CDN_V3_HOST", "FAL_RUNNER_STATE"),
     *("IS_ISOLATE_AGENT", "NOMAD_ALLOC_PORT_grpc"),
-    # whose buckets: other keys, other ways to be somebody at Amazon and Google, other endpoints
-    *("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
+    # whose buckets: other keys, other ways to be somebody at Amazon and Google
+    *("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_CREDENTIAL_EXPIRATION"),
+    *("AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
     *("AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
-    *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
-    *("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST"),
+    *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "GOOGLE_APPLICATION_CREDENTIALS"),
     # /tmp is /tmp
     *("TMPDIR", "TEMP", "TMP"),
     "SSL_CERT_DIR",
@@ -61,6 +63,8 @@ _NOBODY = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "CLOUDSDK_CONFIG": os.devnull,
     "NO_GCE_CHECK": "true",
+    # google-cloud-storage 3.17 asks for the bucket of each request, in a thread that may outlive it
+    "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",
 }
 
 
@@ -85,7 +89,7 @@ class Environment:
         self._path = list(sys.path)
         self._tempdir, tempfile.tempdir = tempfile.tempdir, None
         environment = os.environ
-        drop(_REMOVED)
+        drop(_REMOVED | _remote_endpoints())
         environment["FAL_KEY"] = FAL_KEY
         environment["FAL_CONFIG_PATH"] = os.path.join(self.home, "config.toml")
         environment["FAL_HOME_DIR"] = self.home
@@ -131,6 +135,25 @@ class Environment:
         tempfile.tempdir = self._tempdir
         if os.path.isdir(self._directory) and os.getcwd() != self._directory:
             os.chdir(self._directory)
+
+
+def _remote_endpoints() -> frozenset[bytes]:
+    """The variables that name another endpoint of Amazon's or Google's than one on this machine."""
+    return frozenset(
+        name
+        for name in _variables()
+        if name.startswith(b"AWS_ENDPOINT_URL") or name == b"STORAGE_EMULATOR_HOST"
+        if not _is_on_this_machine(os.environ[os.fsdecode(name)])
+    )
+
+
+def _is_on_this_machine(endpoint: str) -> bool:
+    """Whether a URL, or a host with or without its port, is one of loopback's."""
+    try:
+        host = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").hostname
+    except ValueError:
+        return False
+    return bool(host) and is_local(str(host))
 
 
 def _variables() -> dict[bytes, bytes]:

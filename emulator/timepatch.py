@@ -141,6 +141,10 @@ class TimePatch:
         self.engaged = False
         self._changes.undo()
         self.freezegun.stop()
+        for module, name in google_clock.keepers():
+            # Imported meanwhile, it took freezegun's, which fails from now on.
+            if google_clock.is_replaced(vars(module)[name], type(_Real.epoch)):
+                setattr(module, name, _Real.epoch.now)
 
     def _replace_functions(self) -> None:
         replaced = {"sleep": [_Real.sleep, _Real.asyncio_sleep]}

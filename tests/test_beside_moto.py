@@ -142,6 +142,24 @@ class TestAMockOfSeveralTests:
         fal_emulator.reset()
         assert {"shared", "more"} <= set(bucket_names())
 
+    @pytest.mark.parametrize("number", range(2))
+    def test_a_second_bucket_of_this_name_is_told_why(
+        self, shared_mock: None, fal_buckets: Any, number: int
+    ) -> None:
+        from emulator.errors import EmulatorError
+
+        with pytest.raises(EmulatorError) as error:
+            fal_buckets.create("shared")
+        assert str(error.value) == (
+            "There is a bucket 'shared' already: the mock_aws() that was active before this test "
+            "keeps what earlier tests made in it. Write fal_buckets['shared'] to use it, give each "
+            "test a name of its own, or give each test a mock_aws() of its own: a fixture without "
+            "scope=."
+        )
+        fal_buckets.create(f"own-{number}")
+        with pytest.raises(EmulatorError, match=r"already; S3 and R2 share the names\.$"):
+            fal_buckets.create(f"own-{number}")
+
 
 class TestBucketsWithoutAMock:
     """Those of moto's server in a thread, say."""
@@ -152,14 +170,42 @@ class TestBucketsWithoutAMock:
         fill("films")
 
 
-def test_nothing_of_ours_stays_in_moto(fal_emulator: Any) -> None:
+def tracked_by_moto() -> list[Any]:
     from moto.core.model_instances import model_data
 
+    names = ("instances_tracked", "instances")
+    return [one for m in model_data["s3"].values() for n in names for one in getattr(m, n, [])]
+
+
+def test_neither_does_what_the_app_has_tidied_up_itself(fal_emulator: Any) -> None:
+    before = tracked_by_moto()
+    s3 = client()
+    for _ in range(3):
+        fill("films")
+        s3.delete_object(Bucket="films", Key="a")
+        s3.delete_bucket(Bucket="films")
+    assert len(tracked_by_moto()) > len(before)
+    fal_emulator.reset()
+    assert tracked_by_moto() == before
+
+
+def test_what_is_put_into_a_servers_bucket_can_be_read_after_the_test(
+    server: None, fal_emulator: Any
+) -> None:
+    client().put_object(Bucket="of-a-server", Key="a", Body=b"x")
+    client().put_object(Bucket="of-a-server", Key="a", Body=b"kept")
+    tracked = len(tracked_by_moto())
+    fal_emulator.reset()
+    assert len(tracked_by_moto()) < tracked
+    assert client().get_object(Bucket="of-a-server", Key="a")["Body"].read() == b"kept"
+
+
+def test_nothing_of_ours_stays_in_moto(fal_emulator: Any) -> None:
+    before = tracked_by_moto()
     fill("films")
     fal_emulator.reset()
     assert all_of_moto() == []
-    tracked = [getattr(m, "instances_tracked", []) for m in model_data["s3"].values()]
-    assert [instances for instances in tracked if instances] == []
+    assert tracked_by_moto() == before
 
 
 # --- credentials ----------------------------------------------------------------------------------

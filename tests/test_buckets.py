@@ -31,7 +31,7 @@ def test_what_is_put_is_there(fal_buckets: Buckets, provider: Any) -> None:
     assert repr(bucket) == f"<Bucket 'films' ({provider}): a b, b/ö.txt>"
 
 
-@PROVIDERS
+@pytest.mark.parametrize("provider", ["s3", "gcs"])
 def test_a_public_bucket_is_read_by_its_urls(fal_buckets: Buckets, provider: Any) -> None:
     bucket = fal_buckets.create("films", provider, public=True)
     url = bucket.put("a b/ö.txt", b"x", "text/plain")
@@ -106,6 +106,15 @@ def test_what_is_stored_takes_nothing_of_the_apps_tmp(fal_buckets: Buckets, fal_
     assert fal_tmp.tree() == []
 
 
+@PROVIDERS
+def test_what_is_there_already_is_not_waited_for(fal_buckets: Buckets, provider: Any) -> None:
+    bucket = fal_buckets.create("films", provider)
+    bucket.put("a", b"x")
+    assert bucket.wait_for(1, seconds=0) == ["a"]
+    with pytest.raises(AssertionError, match=r"^2 objects did not come .* within 0 s: there is a"):
+        bucket.wait_for(2, seconds=0)
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -138,6 +147,18 @@ def test_a_name_is_taken_once(fal_buckets: Buckets, provider: Any) -> None:
     fal_buckets.create("films", provider)
     with pytest.raises(EmulatorError, match=r"There is a bucket 'films'.* already"):
         fal_buckets.create("films", provider)
+
+
+def test_a_bucket_of_r2_is_not_public(fal_buckets: Buckets) -> None:
+    with pytest.raises(EmulatorError) as error:
+        fal_buckets.create("films", "r2", public=True)
+    assert str(error.value) == (
+        "No bucket of R2 is public under its S3 endpoint: files for everybody have a domain of "
+        "their own. Write fal_buckets.create('films', provider=\"r2\") and "
+        "bucket.presigned_url(key), or serve the public file: "
+        'fal_origin.serve("https://files.example/a.mp4", content=...).'
+    )
+    assert fal_buckets.all == []
 
 
 def test_a_refused_name_is_told_in_s3s_words(fal_buckets: Buckets) -> None:

@@ -194,6 +194,21 @@ def test_no_policy_is_no_permission(s3: Any) -> None:
     assert refusal(send(post)) == "403 AccessDenied: Access Denied"
 
 
+@pytest.mark.parametrize("version", ["s3", "s3v4"])
+def test_neither_is_one_that_nobody_has_signed(s3: Any, version: str) -> None:
+    signature = ("x-amz-signature", "signature")
+    signer = ("x-amz-credential", "AWSAccessKeyId")
+    for names in (signature, signer, signature + signer):
+        post = sign(client(version))
+        post["fields"] = {n: v for n, v in post["fields"].items() if n not in names}
+        assert refusal(send(post)) == "403 AccessDenied: Access Denied"
+
+
+def test_r2_takes_no_forms(s3: Any) -> None:
+    post = sign(client(endpoint_url="https://acc0.r2.cloudflarestorage.com"))
+    assert refusal(send(post)).startswith("501 NotImplemented: R2 takes no forms")
+
+
 def test_a_bucket_has_to_be_there(s3: Any) -> None:
     post = client().generate_presigned_post("songs", "a")
     assert refusal(send(post)).startswith("404 NoSuchBucket: ")
@@ -214,11 +229,16 @@ def test_a_key_is_no_place_to_post_to(s3: Any) -> None:
          "400 InvalidPolicyDocument: Invalid Policy: Invalid 'expiration' value: 'soon'"),
         ('{"expiration": "2999-01-01T00:00:00Z", "conditions": [["is", "$key", "a"]]}',
          '400 InvalidPolicyDocument: Invalid Policy: Invalid Condition: ["is", "$key", "a"]'),
+        ('{"expiration": "2999-01-01T00:00:00Z",'
+         ' "conditions": [["content-length-range", "a few", null]]}',
+         "400 InvalidPolicyDocument: Invalid Policy: Invalid Condition: "
+         '["content-length-range", "a few", null]'),
     ],
 )  # fmt: skip
 def test_a_malformed_policy_is_told_why(s3: Any, policy: str, why: str) -> None:
     encoded = policy if "!" in policy else base64.b64encode(policy.encode()).decode()
-    assert refusal(send({"url": URL, "fields": {"key": "a", "policy": encoded}})) == why
+    own = {"AWSAccessKeyId": "own", "signature": "own"}
+    assert refusal(send({"url": URL, "fields": {"key": "a", "policy": encoded, **own}})) == why
 
 
 def test_a_form_without_a_file_or_a_key_is_told_so(s3: Any) -> None:
@@ -226,6 +246,9 @@ def test_a_form_without_a_file_or_a_key_is_told_so(s3: Any) -> None:
     assert refusal(text).startswith("400 InvalidArgument: POST requires exactly one file upload")
     no_key = httpx.post(URL, files={"file": ("a", b"x")})
     assert refusal(no_key).startswith("400 InvalidArgument: Bucket POST must contain a field named")
+    empty = sign(s3, "${filename}")
+    empty["fields"]["key"] = ""
+    assert refusal(send(empty)).startswith("400 InvalidArgument: Bucket POST must contain a field")
     broken = httpx.post(
         URL, content=b"--x\r\n", headers={"content-type": "multipart/form-data; boundary=x"}
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import urllib.error
@@ -13,6 +14,7 @@ import httpx
 import pytest
 import requests
 from boto import client, closed_clients, newer_moto  # noqa: F401 - a fixture
+from botocore import UNSIGNED
 from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
@@ -195,6 +197,47 @@ def test_nobody_reads_a_private_object(s3: Any) -> None:
     assert error_of(response) == (403, "AccessDenied", "Access Denied")
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/new"), ("PUT", "/a%20film.mp4"), ("DELETE", "/a%20film.mp4"), ("GET", "/"),
+        ("GET", "/?list-type=2"), ("HEAD", "/"), ("POST", "/new?uploads"), ("POST", "/?delete"),
+        ("DELETE", "/"), ("PUT", "/?policy"),
+    ],
+)  # fmt: skip
+def test_nobody_writes_to_or_lists_a_private_bucket(s3: Any, method: str, path: str) -> None:
+    response = httpx.request(method, f"https://films.s3.amazonaws.com{path}")
+    assert response.status_code == 403
+    if method != "HEAD":
+        assert error_of(response) == (403, "AccessDenied", "Access Denied")
+    assert [o["Key"] for o in s3.list_objects_v2(Bucket="films")["Contents"]] == ["a film.mp4"]
+
+
+def test_neither_does_a_client_that_does_not_sign(s3: Any) -> None:
+    anonymous = client(UNSIGNED)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        anonymous.put_object(Bucket="films", Key="new", Body=b"x")
+    with pytest.raises(ClientError, match="AccessDenied"):
+        anonymous.list_objects_v2(Bucket="films")
+
+
+def test_a_policy_of_the_bucket_may_let_everybody_do_it(s3: Any) -> None:
+    allowed = {"Effect": "Allow", "Principal": "*", "Action": ["s3:PutObject", "s3:ListBucket"]}
+    where = ["arn:aws:s3:::films", "arn:aws:s3:::films/in/*"]
+    policy = {"Version": "2012-10-17", "Statement": [{**allowed, "Resource": where}]}
+    s3.put_bucket_policy(Bucket="films", Policy=json.dumps(policy))
+    root = "https://films.s3.amazonaws.com"
+    assert httpx.put(f"{root}/in/a", content=b"x").status_code == 200
+    assert "<Key>in/a</Key>" in httpx.get(root).text
+    refused = [
+        httpx.put(f"{root}/out", content=b"x"),
+        httpx.delete(f"{root}/in/a"),
+        httpx.put(f"{root}/in/a?acl", content=b"x"),
+        httpx.get(f"{root}/?policy"),
+    ]
+    assert [response.status_code for response in refused] == [403] * 4
+
+
 def test_anybody_reads_a_public_one(s3: Any) -> None:
     s3.put_object(Bucket="films", Key="trailer", Body=b"x", ACL="public-read")
     assert httpx.get("https://films.s3.amazonaws.com/trailer").content == b"x"
@@ -267,6 +310,65 @@ def test_a_request_signed_with_another_secret_is_refused(s3: Any) -> None:
     liar = client(aws_access_key_id=identifier, aws_secret_access_key="a guess")
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
         liar.get_object(Bucket="films", Key="a film.mp4")
+
+
+def test_so_is_one_signed_the_older_way(s3: Any) -> None:
+    identifier = os.environ["AWS_ACCESS_KEY_ID"]
+    liar = client("s3", aws_access_key_id=identifier, aws_secret_access_key="a guess")
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        liar.get_object(Bucket="films", Key="a film.mp4")
+
+
+@pytest.mark.parametrize("style", ["path", "virtual"])
+def test_the_older_way_is_understood(s3: Any, style: str) -> None:
+    old = client("s3", style)
+    old.put_object(Bucket="films", Key="ü b/c", Body=b"x", Metadata={"cut": "final"})
+    assert old.get_object(Bucket="films", Key="ü b/c")["Metadata"] == {"cut": "final"}
+    old.put_object_acl(Bucket="films", Key="ü b/c", ACL="public-read")
+    listed = old.list_objects_v2(Bucket="films", Prefix="ü")["Contents"]
+    assert [found["Key"] for found in listed] == ["ü b/c"]
+    assert [bucket["Name"] for bucket in old.list_buckets()["Buckets"]] == ["films"]
+    upload = old.create_multipart_upload(Bucket="films", Key="parts")["UploadId"]
+    where = {"Bucket": "films", "Key": "parts", "UploadId": upload}
+    etag = old.upload_part(**where, PartNumber=1, Body=b"part")["ETag"]
+    parts = [{"PartNumber": 1, "ETag": etag}]
+    old.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
+    everything = {"Objects": [{"Key": "parts"}, {"Key": "ü b/c"}, {"Key": "a film.mp4"}]}
+    old.delete_objects(Bucket="films", Delete=everything)
+    old.delete_bucket(Bucket="films")
+
+
+def test_another_body_than_the_signed_one_is_refused(s3: Any) -> None:
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    key = Credentials(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    url = "https://films.s3.amazonaws.com/a"
+    request = AWSRequest("PUT", url, data=b"signed")
+    request.context["payload_signing_enabled"] = True
+    S3SigV4Auth(key, "s3", "us-east-1").add_auth(request)
+    headers = dict(request.headers.items())
+    assert len(headers["X-Amz-Content-SHA256"]) == 64
+    assert httpx.put(url, content=b"signed", headers=headers).status_code == 200
+    refused = httpx.put(url, content=b"another", headers=headers)
+    assert error_of(refused)[:2] == (400, "XAmzContentSHA256Mismatch")
+
+
+@pytest.mark.parametrize("kind", ["Bearer x", "Basic x", "nonsense"])
+def test_other_kinds_of_authorization_are_none(s3: Any, kind: str) -> None:
+    answer = httpx.put("https://films.s3.amazonaws.com/a", headers={"Authorization": kind})
+    assert error_of(answer) == (400, "InvalidArgument", "Unsupported Authorization Type")
+
+
+@pytest.mark.parametrize("change", [("Expires", "soon"), ("Expires", None), ("Signature", None),
+                                    ("AWSAccessKeyId", None)])  # fmt: skip
+def test_an_older_presigned_url_has_to_be_whole(s3: Any, change: tuple[str, str | None]) -> None:
+    url = httpx.URL(presign(client("s3")))
+    assert httpx.get(url).status_code == 200
+    name, value = change
+    url = url.copy_remove_param(name) if value is None else url.copy_set_param(name, value)
+    assert error_of(httpx.get(url))[:2] == (403, "AccessDenied")
 
 
 def test_keys_of_the_users_own_are_taken_on_trust(s3: Any) -> None:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import urllib.request
 
+import fal.toolkit.file  # noqa: F401 - what is first loaded inside of a test has no state before it
 import pytest
 from leaks import Snapshot, patched_attributes
 
@@ -101,7 +102,8 @@ def test_every_patched_attribute_is_back_after_a_test(untouched, request):
         "httpcore.AsyncConnectionPool.handle_async_request",
         "urllib.request._opener",
     }
-    assert patched_attributes() == before
+    after = patched_attributes()
+    assert {name: after[name] for name in before} == before  # a test may load further modules
     emulator.start()
 
 
@@ -258,6 +260,8 @@ def test_nobodys_keys_of_amazon_or_google_are_used(pytester, monkeypatch, client
     monkeypatch.setenv("AWS_SESSION_TOKEN", "CANARY")
     monkeypatch.setenv("AWS_PROFILE", "work")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://canary.example")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "https://canary.example")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2001-01-01T00:00:00Z")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(google))
     pytester.makepyfile(
         test_boto3="""
@@ -265,7 +269,8 @@ def test_nobodys_keys_of_amazon_or_google_are_used(pytester, monkeypatch, client
         import boto3
 
         def test_it(fal_emulator):
-            assert "CANARY" not in repr(os.environ)
+            assert "CANARY" not in repr(os.environ).upper()
+            assert "AWS_CREDENTIAL_EXPIRATION" not in os.environ
             s3 = boto3.client("s3")
             s3.create_bucket(Bucket="films")
             url = s3.generate_presigned_url("get_object", {"Bucket": "films", "Key": "a"})
@@ -294,3 +299,28 @@ def test_nobodys_keys_of_amazon_or_google_are_used(pytester, monkeypatch, client
     )
     outcome = pytester.runpytest_subprocess("-p", "no:randomly", f"test_{client}.py")
     outcome.assert_outcomes(passed=2 if client == "boto3" else 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST"]
+)
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("http://localhost:4566", True),
+        ("http://127.0.0.1:9000", True),
+        ("http://[::1]:9000/", True),
+        ("localhost:9023", True),
+        ("https://localhost.example", False),
+        ("minio:9000", False),
+        ("http://[", False),
+        ("", False),
+    ],
+)
+def test_an_endpoint_on_this_machine_stays(monkeypatch, request, name, value, kept):
+    monkeypatch.setenv(name, value)
+    emulator = request.getfixturevalue("fal_emulator")
+    assert os.environ.get(name) == (value if kept else None)
+    emulator.stop()
+    assert os.environ[name] == value
+    emulator.start()

@@ -17,6 +17,8 @@ from urllib.parse import parse_qs, unquote
 
 import httpx
 
+from emulator.google_clock import BackgroundRequests
+from emulator.hosts.google_copies import check_generation, copy, find_bucket, find_object
 from emulator.hosts.google_wire import (
     Refusal,
     answer_acl,
@@ -31,16 +33,22 @@ from emulator.hosts.google_wire import (
 from emulator.ledger import Exchange
 from emulator.network.reply import Body, json_reply, reply
 from emulator.storage import signatures
-from emulator.storage.google import HOST, GoogleAccount, GoogleBucket, GoogleBuckets, GoogleObject
+from emulator.storage.google import (
+    HOST,
+    GoogleAccount,
+    GoogleBucket,
+    GoogleBuckets,
+    crc32c_of,
+    md5_of,
+)
 
 __all__ = ["GoogleHost"]
 
 _TOKENS = "oauth2.googleapis.com"
 _LONGEST = 7 * 24 * 3600
 _TOKEN_SECONDS = 3599
-_API = re.compile(
-    r"(?:/(upload|download))?/storage/v1/b(?:/([^/]+))?(?:/(o|iam)(?:/([^/]+)(/acl)?(?:/.+)?)?)?/?"
-)
+_API = re.compile(r"(?:/(upload|download))?/storage/v1(?:/(.*))?")
+_BATCH = re.compile(r"/batch(?:/.*)?")
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
@@ -71,6 +79,7 @@ class GoogleHost:
         self._now = now
         self._tokens: dict[str, datetime] = {}
         self._uploads: dict[str, _Resumable] = {}
+        self._background = BackgroundRequests()
 
     def reset(self) -> None:
         """Forget buckets, tokens and uploads."""
@@ -78,12 +87,17 @@ class GoogleHost:
         self._tokens = {}
         self._uploads = {}
 
+    def end(self) -> None:
+        """The test is over."""
+        self._background.resume()
+
     def answers(self, host: str) -> bool:
         """Whether this is one of Google's hosts for storage."""
         return host in (HOST, _TOKENS) or host.endswith(f".{HOST}")
 
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response | None:
         """Answer as Google does."""
+        self._background.stop()  # who asks has loaded the client by now
         path, _, query = request.url.raw_path.decode("ascii").partition("?")
         try:
             if request.url.host == _TOKENS:
@@ -91,7 +105,9 @@ class GoogleHost:
             match = _API.fullmatch(path)
             if match is not None:
                 self._check_token(request)
-                return self._api(request, exchange, *match.groups())
+                return self._api(request, *match.groups())
+            if request.url.host == HOST and _BATCH.fullmatch(path):
+                raise _not_served(request)
             return self._plain(request, path, query)
         except Refusal as refusal:
             exchange.notes.append(f"{refusal.code}: {refusal}" if refusal.code else str(refusal))
@@ -135,33 +151,34 @@ class GoogleHost:
 
     # --- JSON API --------------------------------------------------------------------------------
 
-    def _api(
-        self,
-        request: httpx.Request,
-        exchange: Exchange,
-        way: str | None,
-        bucket: str | None,
-        part: str | None,
-        name: str | None,
-        acl: str | None,
-    ) -> httpx.Response:
-        name = None if name is None else unquote(name)
-        if bucket is None:
+    def _api(self, request: httpx.Request, way: str | None, rest: str | None) -> httpx.Response:
+        root, bucket, part, name, verb = [*(rest or "").rstrip("/").split("/", 4), *[""] * 4][:5]
+        if root != "b":
+            raise _not_served(request)
+        if not bucket:
             return self._buckets(request)
-        if part is None:
-            return self._bucket(request, self._find(bucket))
-        found = self._find(bucket)
-        if part == "iam":
-            return answer_policy(request, found)
-        if way == "upload":
+        found = find_bucket(self._store, bucket)
+        if not part:
+            return self._bucket(request, found)
+        if part == "iam" and name in ("", "testPermissions"):
+            return answer_policy(request, found, is_test=bool(name))
+        if part != "o":
+            raise _not_served(request)
+        if way == "upload" and not name:
             return self._upload(request, found)
-        if name is None and request.method == "GET":
+        if not name and request.method == "GET":
             return self._list(request, found)
-        if name is None:
+        if not name:
             raise Refusal(405, "Method Not Allowed", "methodNotAllowed")
-        if acl is not None:
-            return answer_acl(request, self._object_of(found, name))
-        return self._object(request, found, name, media=way == "download")
+        name = unquote(name)
+        if not verb:
+            return self._object(request, found, name, media=way == "download")
+        if verb.partition("/")[0] == "acl":
+            return answer_acl(request, find_object(found, name))
+        answer = copy(self._store, request, found, name, verb)
+        if answer is None:
+            raise _not_served(request)
+        return answer
 
     def _buckets(self, request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
@@ -206,7 +223,10 @@ class GoogleHost:
     def _object(
         self, request: httpx.Request, bucket: GoogleBucket, name: str, media: bool
     ) -> httpx.Response:
-        found = self._object_of(bucket, name)
+        found = find_object(bucket, name)
+        check_generation(request.url.params, bucket, name)
+        if request.method not in ("GET", "HEAD", "PATCH", "PUT", "DELETE"):
+            raise Refusal(405, "Method Not Allowed", "methodNotAllowed")
         if request.method == "DELETE":
             del bucket.objects[name]
             return reply(204)
@@ -217,18 +237,6 @@ class GoogleHost:
         if media or request.url.params.get("alt") == "media":
             return deliver(request, found)
         return json_reply(found.as_json)
-
-    def _find(self, bucket: str) -> GoogleBucket:
-        found = self._store.buckets.get(unquote(bucket))
-        if found is None:
-            raise Refusal(404, "The specified bucket does not exist.", "notFound")
-        return found
-
-    def _object_of(self, bucket: GoogleBucket, name: str) -> GoogleObject:
-        found = bucket.objects.get(name)
-        if found is None:
-            raise Refusal(404, f"No such object: {bucket.name}/{name}", "notFound")
-        return found
 
     # --- uploads ---------------------------------------------------------------------------------
 
@@ -252,7 +260,7 @@ class GoogleHost:
         resource.setdefault("name", parameters.get("name"))
         if not resource["name"]:
             raise Refusal(400, "Required object name.", "required")
-        self._check_generation(parameters, bucket, str(resource["name"]))
+        check_generation(parameters, bucket, str(resource["name"]))
         if kind == "resumable":
             identifier = secrets.token_urlsafe(12)
             self._uploads[identifier] = _Resumable(bucket.name, resource, public)
@@ -280,6 +288,7 @@ class GoogleHost:
         if total is not None and (total == "*" or len(upload.data) < int(total)):
             so_far = [("range", f"bytes=0-{len(upload.data) - 1}")] if upload.data else []
             return reply(308, headers=so_far)
+        check_generation(request.url.params, bucket, str(upload.resource["name"]))
         del self._uploads[identifier]
         for name, value in re.findall(r"(crc32c|md5)=([^,\s]+)", hashes(request)):
             upload.resource["crc32c" if name == "crc32c" else "md5Hash"] = value
@@ -289,20 +298,17 @@ class GoogleHost:
         self, bucket: GoogleBucket, resource: dict[str, Any], data: bytes, public: bool
     ) -> httpx.Response:
         public = is_public(resource.pop("acl", None), public)
+        for field, kind, digest in (
+            ("md5Hash", "MD5 hash", md5_of),
+            ("crc32c", "CRC32C", crc32c_of),
+        ):
+            told = resource.get(field)
+            found = digest(data) if told else None
+            if found is not None and found != told:
+                why = f'Provided {kind} "{told}" doesn\'t match calculated {kind} "{found}".'
+                raise Refusal(400, why, "invalid")
         made = self._store.store(bucket.name, str(resource.pop("name")), data, resource, public)
-        if resource.get("md5Hash", made.md5) != made.md5:
-            del bucket.objects[made.name]
-            raise Refusal(400, "Provided MD5 hash does not match calculated MD5 hash.", "invalid")
         return json_reply(made.as_json)
-
-    def _check_generation(
-        self, parameters: httpx.QueryParams, bucket: GoogleBucket, name: str
-    ) -> None:
-        wanted = parameters.get("ifGenerationMatch")
-        there = bucket.objects.get(name)
-        if wanted is not None and int(wanted) != (there.generation if there else 0):
-            why = "At least one of the pre-conditions you specified did not hold."
-            raise Refusal(412, why, "conditionNotMet")
 
     # --- plain URLs ------------------------------------------------------------------------------
 
@@ -389,6 +395,11 @@ class GoogleHost:
         if self._now() >= at:
             why = f"The provided token has expired.|Request signature expired at: {at.isoformat()}"
             raise Refusal(400, why, code="ExpiredToken")
+
+
+def _not_served(request: httpx.Request) -> Refusal:
+    path = request.url.path
+    return Refusal(501, f"{request.method} {path} is not served by the emulator", "notImplemented")
 
 
 def _has_token(request: httpx.Request) -> bool:

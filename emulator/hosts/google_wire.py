@@ -94,8 +94,13 @@ def answer_acl(request: httpx.Request, found: GoogleObject) -> httpx.Response:
     return json_reply({"kind": "storage#objectAccessControls", "items": found.as_json["acl"]})
 
 
-def answer_policy(request: httpx.Request, bucket: GoogleBucket) -> httpx.Response:
-    """Who may do what with a bucket; likewise."""
+def answer_policy(
+    request: httpx.Request, bucket: GoogleBucket, is_test: bool = False
+) -> httpx.Response:
+    """Who may do what with a bucket; likewise. *is_test*: whether who asks may, which he may."""
+    if is_test:
+        asked = request.url.params.get_list("permissions")
+        return json_reply({"kind": "storage#testIamPermissionsResponse", "permissions": asked})
     if request.method == "PUT":
         bindings = read_json(request.read()).get("bindings", [])
         bucket.public = any(_EVERYBODY in one.get("members", ()) for one in bindings)

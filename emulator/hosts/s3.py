@@ -6,12 +6,13 @@ checked, forms (POST) that have to fit their policy. S3 and R2 share one namespa
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 from xml.sax.saxutils import escape
 
 import httpx
@@ -37,6 +38,14 @@ _AMAZON = re.compile(
 _CLOUDFLARE = ".r2.cloudflarestorage.com"
 _JURISDICTIONS = ("eu", "fedramp")
 _STREAMED = "STREAMING-"
+#: What a bucket's policy may allow to everybody, by method and whether there is a key.
+_ACTIONS = {
+    ("GET", False): "s3:ListBucket",
+    ("HEAD", False): "s3:ListBucket",
+    ("PUT", True): "s3:PutObject",
+    ("DELETE", True): "s3:DeleteObject",
+}
+_SECONDS = re.compile(r"[0-9]{1,11}")
 _CHUNK = re.compile(rb"([0-9a-fA-F]+)(?:;[^\r\n]*)?\r\n")
 
 
@@ -90,11 +99,12 @@ class S3Host:
         path, _, query = request.url.raw_path.decode("ascii").partition("?")
         place = place_of(request.url.host, path)
         assert place is not None
-        if _is_anonymous(request) and place.bucket not in self._moto.names():
+        if _is_anonymous(request, query) and place.bucket not in self._moto.names():
             return None
         try:
             if _is_form(request):
                 return self._post(request, place)
+            self._check_permission(request, place, query)
             self._check_signature(request, place, path, query)
             return self._ask(request, place, query)
         except S3Error as error:
@@ -103,8 +113,25 @@ class S3Host:
 
     # --- requests --------------------------------------------------------------------------------
 
+    def _check_permission(self, request: httpx.Request, place: Place, query: str) -> None:
+        """Refuse what nobody has signed and the bucket's policy does not allow to everybody.
+
+        Who may read an object is moto's to decide.
+        """
+        key = unquote(place.path[1:])
+        reads_object = bool(key) and request.method in ("GET", "HEAD")
+        if _is_signed(request, query) or reads_object or request.method == "OPTIONS":
+            return
+        action = _ACTIONS.get((request.method, bool(key)))
+        if any(signatures.is_subresource(name) for name, _ in signatures.pairs_of(query)):
+            action = None  # those are other actions
+        resource = f"arn:aws:s3:::{place.bucket}{'/' if key else ''}{key}"
+        if not action or not self._moto.everybody_may(place.bucket, action, resource):
+            raise S3Error(403, "AccessDenied", "Access Denied")
+
     def _ask(self, request: httpx.Request, place: Place, query: str) -> httpx.Response:
         body = b"".join(request.stream)  # type: ignore[arg-type]
+        _check_digest(request, body)
         headers = request.headers.multi_items()
         if request.headers.get("x-amz-content-sha256", "").startswith(_STREAMED):
             body, headers = _unwrap(body, headers)
@@ -136,8 +163,11 @@ class S3Host:
             signed = told.get("SignedHeaders", "host")
             date = request.headers.get("x-amz-date", "")
             payload = request.headers.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD")
+        elif {"Signature", "AWSAccessKeyId"} & parameters.keys():
+            self._check_version_2_query(request, place, pairs)
+            return
         else:
-            self._check_version_2(request, place, pairs)
+            _check_version_2(request, place, pairs, authorization)
             return
         identifier, _, scope = credential.partition("/")
         secret = BUCKET_KEYS.get(identifier)
@@ -181,13 +211,21 @@ class S3Host:
                 **more, Expires=f"{at:%Y-%m-%dT%H:%M:%SZ}", ServerTime=f"{now:%Y-%m-%dT%H:%M:%SZ}",
             )  # fmt: skip
 
-    def _check_version_2(
+    def _check_version_2_query(
         self, request: httpx.Request, place: Place, pairs: list[tuple[str, str]]
     ) -> None:
         parameters = dict(pairs)
         date = parameters.get("Expires", "")
-        if "Signature" not in parameters or not date.isdigit():
-            return
+        if not {"Signature", "Expires", "AWSAccessKeyId"} <= parameters.keys():
+            raise S3Error(
+                403,
+                "AccessDenied",
+                "Query-string authentication requires the Signature, Expires and AWSAccessKeyId "
+                "parameters",
+            )
+        if not _SECONDS.fullmatch(date):
+            why = f"Invalid date (should be seconds since epoch): {date}"
+            raise S3Error(403, "AccessDenied", why)
         self._expire(datetime.fromtimestamp(int(date), timezone.utc))
         secret = BUCKET_KEYS.get(parameters.get("AWSAccessKeyId", ""))
         if secret is not None:
@@ -203,6 +241,9 @@ class S3Host:
     # --- forms -----------------------------------------------------------------------------------
 
     def _post(self, request: httpx.Request, place: Place) -> httpx.Response:
+        if request.url.host.endswith(_CLOUDFLARE):
+            why = "R2 takes no forms: an upload to it is a PUT, which can be presigned."
+            raise S3Error(501, "NotImplemented", why)
         if place.path not in ("", "/"):
             raise S3Error(
                 405, "MethodNotAllowed",
@@ -227,10 +268,58 @@ class S3Host:
         return _success(request.url, place, form, key, etag)
 
 
-def _is_anonymous(request: httpx.Request) -> bool:
+def _is_signed(request: httpx.Request, query: str) -> bool:
+    """Whether somebody has signed it, or says so: another check."""
+    names = {name for name, _ in signatures.pairs_of(query)}
+    signed = names & {"X-Amz-Signature", "Signature", "AWSAccessKeyId"}
+    return "authorization" in request.headers or bool(signed)
+
+
+def _is_anonymous(request: httpx.Request, query: str) -> bool:
     """Whether it only reads, as anybody could: then it may be meant for an origin of the test's."""
-    signed = "authorization" in request.headers or "Signature=" in str(request.url)
-    return request.method in ("GET", "HEAD") and not signed
+    return request.method in ("GET", "HEAD") and not _is_signed(request, query)
+
+
+def _check_digest(request: httpx.Request, body: bytes) -> None:
+    """Refuse a body that is not the one whose hash is among the headers."""
+    told = request.headers.get("x-amz-content-sha256", "")
+    if not told or told == "UNSIGNED-PAYLOAD" or told.startswith(_STREAMED):
+        return
+    found = hashlib.sha256(body).hexdigest()
+    if found != told.lower():
+        raise S3Error(
+            400, "XAmzContentSHA256Mismatch",
+            "The provided 'x-amz-content-sha256' header does not match what was computed.",
+            ClientComputedContentSHA256=told, S3ComputedContentSHA256=found,
+        )  # fmt: skip
+
+
+def _check_version_2(
+    request: httpx.Request, place: Place, pairs: list[tuple[str, str]], authorization: str
+) -> None:
+    """Check an ``Authorization`` of version 2; refuse one of no kind that S3 knows."""
+    scheme, _, rest = authorization.partition(" ")
+    if not authorization or scheme.startswith("AWS4-"):
+        return  # asymmetric ones are taken on trust
+    if scheme != "AWS":
+        raise S3Error(
+            400, "InvalidArgument", "Unsupported Authorization Type",
+            ArgumentName="Authorization", ArgumentValue=scheme,
+        )  # fmt: skip
+    identifier, _, given = rest.strip().rpartition(":")
+    secret = BUCKET_KEYS.get(identifier)
+    if secret is None:
+        return
+    headers = request.headers.multi_items()
+    date = "" if "x-amz-date" in request.headers else request.headers.get("date", "")
+    # A bucket in the path may stand there without a slash.
+    expected = [
+        signatures.signature_v2(secret, request.method, resource, pairs, headers, date)
+        for resource in dict.fromkeys(
+            (f"/{place.bucket}{place.path or '/'}", f"/{place.bucket}{place.path}")
+        )
+    ]
+    _compare(given if given in expected else expected[0], given)
 
 
 def _is_form(request: httpx.Request) -> bool:
@@ -239,17 +328,20 @@ def _is_form(request: httpx.Request) -> bool:
 
 
 def _check_form_signature(fields: dict[str, str], policy: str) -> None:
-    """Check the signature of a policy, if it is made with an emulated key."""
+    """Check the signature of a policy, if it is made with an emulated key; there has to be one."""
     credential = fields.get("x-amz-credential")
+    given = fields.get("signature" if credential is None else "x-amz-signature", "")
+    if not given or (credential is None and "awsaccesskeyid" not in fields):
+        raise S3Error(403, "AccessDenied", "Access Denied")
     if credential is not None:
         identifier, _, scope = credential.partition("/")
-        secret, given = BUCKET_KEYS.get(identifier), fields.get("x-amz-signature", "")
+        secret = BUCKET_KEYS.get(identifier)
         if secret is not None:
             _compare(signatures.signature_v4(secret, scope, policy), given)
         return
     secret = BUCKET_KEYS.get(fields.get("awsaccesskeyid", ""))
     if secret is not None:
-        _compare(signatures.policy_signature_v2(secret, policy), fields.get("signature", ""))
+        _compare(signatures.policy_signature_v2(secret, policy), given)
 
 
 def _headers_of(form: UploadForm) -> list[tuple[str, str]]:

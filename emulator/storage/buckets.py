@@ -124,17 +124,17 @@ class Bucket:
         """
         __tracebackhide__ = True
         wait = threading.Event().wait
-        for _ in range(int(seconds / _STEP)):
-            if len(self.keys) >= count:
-                break
+        steps = int(seconds / _STEP)
+        while len(self.keys) < count and steps > 0:
             wait(_STEP)
-        else:
+            steps -= 1
+        if len(keys := self.keys) < count:
             fail(
                 f"{count} objects did not come into the bucket {self.name!r} within {seconds:g} s: "
-                f"there is {listed(self.keys) or 'none'}. Look at fal_ledger.requests(method="
+                f"there is {listed(keys) or 'none'}. Look at fal_ledger.requests(method="
                 '"POST") for what became of the uploads.'
             )
-        return self.keys
+        return keys
 
     def url(self, key: str) -> str:
         """The plain URL of an object: readable for all only in a public bucket."""
@@ -227,10 +227,10 @@ class Buckets:
         Args:
             name: 3 to 63 lower-case letters, digits, dots and hyphens.
             provider: ``"s3"``, ``"r2"`` or ``"gcs"``. S3 and R2 share one namespace.
-            public: whether everybody may read its objects without a signature.
+            public: whether everybody may read its objects without a signature (S3, Google).
 
         Raises:
-            EmulatorError: the name is taken or refused.
+            EmulatorError: the name is taken or refused, or R2's bucket is to be public.
         """
         objects = self._objects(provider)
         objects.make(name, public)
@@ -294,6 +294,20 @@ class _InMoto:
         self._provider = provider
 
     def make(self, bucket: str, public: bool) -> None:
+        if public and self._provider == "r2":
+            raise EmulatorError(
+                "No bucket of R2 is public under its S3 endpoint: files for everybody have a "
+                f'domain of their own. Write fal_buckets.create({bucket!r}, provider="r2") and '
+                "bucket.presigned_url(key), or serve the public file: "
+                'fal_origin.serve("https://files.example/a.mp4", content=...).'
+            )
+        if bucket in self._moto.names() and bucket in self._moto.kept and self._moto.is_mocked:
+            raise EmulatorError(
+                f"There is a bucket {bucket!r} already: the mock_aws() that was active before this "
+                "test keeps what earlier tests made in it. Write "
+                f"fal_buckets[{bucket!r}] to use it, give each test a name of its own, or give "
+                "each test a mock_aws() of its own: a fixture without scope=."
+            )
         if bucket in self._moto.names():
             raise EmulatorError(f"There is a bucket {bucket!r} already; S3 and R2 share the names.")
         _check(self._ask("PUT", bucket, ""), f"create the bucket {bucket!r}")

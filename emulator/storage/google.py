@@ -20,7 +20,14 @@ from emulator.errors import EmulatorError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-__all__ = ["GoogleAccount", "GoogleBucket", "GoogleBuckets", "GoogleObject"]
+__all__ = [
+    "GoogleAccount",
+    "GoogleBucket",
+    "GoogleBuckets",
+    "GoogleObject",
+    "crc32c_of",
+    "md5_of",
+]
 
 HOST = "storage.googleapis.com"
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
@@ -74,6 +81,21 @@ def _private_key() -> RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
+def md5_of(data: bytes) -> str:
+    """A content's MD5, in base64."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def crc32c_of(data: bytes) -> str | None:
+    """Its CRC-32C, in base64; None where Google's package for it, its client's, is missing."""
+    try:
+        import google_crc32c
+    except ImportError:
+        return None
+    checksum: Any = google_crc32c.Checksum  # has no types
+    return base64.b64encode(checksum(data).digest()).decode()
+
+
 @dataclass
 class GoogleObject:
     """An object; ``resource`` has what its uploader said of it, by the JSON API's names."""
@@ -94,8 +116,7 @@ class GoogleObject:
     @property
     def md5(self) -> str:
         """Of the content, in base64."""
-        digest = hashlib.md5(self.data, usedforsecurity=False).digest()
-        return base64.b64encode(digest).decode()
+        return md5_of(self.data)
 
     @property
     def as_json(self) -> dict[str, Any]:

@@ -45,14 +45,19 @@ class MotoS3:
 
     def __init__(self) -> None:
         self._before: frozenset[str] = frozenset()
+        self._noted: list[tuple[list[Any], int]] = []
         self._session: list[Any] = []
         self._was_mocked = False
+        #: The buckets that the user's mock had when the test began.
+        self.kept: frozenset[str] = frozenset()
 
     def begin(self) -> None:
         """A test begins: remember what is there, and let nobody's older credentials be used."""
         self._before = frozenset()
         self._session = []
         self._was_mocked = self.is_mocked
+        self.kept = frozenset(self.names()) if self._was_mocked else frozenset()
+        self._noted = _note_instances()
         if not self._was_mocked:
             self._before = frozenset(self.names())
             # What a default session of boto3 found in ~/.aws before would still sign requests.
@@ -77,8 +82,8 @@ class MotoS3:
         made = [name for name in self.names() if name not in self._before]
         for name in made:
             _remove(name)
-        if made and not self.names():
-            _forget_instances()
+        _forget_instances(self._noted)
+        self._noted = []
         return self._was_mocked
 
     @property
@@ -121,6 +126,16 @@ class MotoS3:
         fields = [(str(name), str(value)) for name, value in answered.items()]
         return Answer(int(status), fields, data)
 
+    def everybody_may(self, bucket: str, action: str, resource: str) -> bool:
+        """Whether a bucket's own policy allows an action, such as ``s3:PutObject``, to all."""
+        for backend in _backends():
+            found = backend.buckets.get(bucket)
+            if found is not None:
+                return (
+                    str(getattr(found.get_permission(action, resource), "name", "")) == "PERMITTED"
+                )
+        return False
+
     def names(self) -> list[str]:
         """The names of all buckets."""
         return [name for backend in _backends() for name in list(backend.buckets)]
@@ -133,12 +148,12 @@ class MotoS3:
                 return sorted(k for k in list(found.keys) if hasattr(found.keys[k], "contentsize"))
         raise KeyError(bucket)
 
-    def size(self, bucket: str, key: str) -> int:
-        """Bytes of an object; KeyError when there is none."""
-        for backend in _backends():
-            if bucket in backend.buckets:
-                return int(backend.buckets[bucket].keys[key].size)
-        raise KeyError(bucket)
+
+def _note_instances() -> list[tuple[list[Any], int]]:
+    """The lists of what moto has made of S3, and how much is in each."""
+    module = sys.modules.get("moto.core.model_instances")
+    models = module.model_data["s3"].values() if module is not None else ()
+    return [(tracked, len(tracked)) for tracked in map(_instances, models)]
 
 
 def _backends() -> Iterator[Any]:
@@ -163,22 +178,42 @@ def _remove(name: str) -> None:
                 upload.dispose()
 
 
-def _forget_instances() -> None:
-    """moto keeps a list of all keys and access rules there ever were, for its dashboard."""
-    from moto.core.model_instances import model_data
+def _forget_instances(noted: list[tuple[list[Any], int]]) -> None:
+    """moto keeps a list of all keys and access rules there ever were, for its dashboard.
 
-    for model in model_data["s3"].values():
-        tracked = _instances(model)
-        for instance in tracked:
+    Args:
+        noted: what there was before, which stays.
+    """
+    before = {id(tracked): size for tracked, size in noted}
+    alive: set[int] | None = None
+    for tracked, _ in _note_instances():
+        # A mock that began or ended meanwhile has put new lists in place.
+        start = before.get(id(tracked), 0)
+        for instance in tracked[start:]:
             dispose = getattr(instance, "dispose", None)
             if dispose is not None:  # replaced or deleted: closed by nobody else
-                dispose()
-        tracked.clear()
+                alive = _alive() if alive is None else alive
+                if id(instance) not in alive:
+                    dispose()
+        del tracked[start:]
+
+
+def _alive() -> set[int]:
+    """The keys and uploads in buckets that are there, which a server of the user's may have."""
+    found: set[int] = set()
+    for backend in _backends():
+        for bucket in list(backend.buckets.values()):
+            versions = [v for key in list(bucket.keys) for v in bucket.keys.getlist(key)]
+            uploads = [*bucket.multiparts.values(), *(getattr(v, "multipart", 0) for v in versions)]
+            parts = [part for upload in uploads if upload for part in upload.parts.values()]
+            found.update(map(id, [*versions, *uploads, *parts]))
+    return found
 
 
 def _instances(model: Any) -> list[Any]:
     """Those of one class; the list was renamed in 5.1."""
-    found: list[Any] = getattr(model, "instances_tracked", None) or getattr(model, "instances", [])
+    name = "instances_tracked" if hasattr(model, "instances_tracked") else "instances"
+    found: list[Any] = getattr(model, name, [])
     return found
 
 

@@ -152,7 +152,11 @@ def _check(condition: Any, values: dict[str, str], size: int) -> set[str]:
         raise _invalid(f"Invalid Condition: {json.dumps(condition)}")
     kind, name, wanted = condition
     if str(kind).lower() == "content-length-range":
-        _check_size(size, int(name), int(wanted))
+        try:
+            least, most = int(name), int(wanted)
+        except (TypeError, ValueError, OverflowError):
+            raise _invalid(f"Invalid Condition: {json.dumps(condition)}") from None
+        _check_size(size, least, most)
         return set()
     return _compare(str(kind).lower(), str(name), str(wanted), values)
 
@@ -188,18 +192,18 @@ def _check_size(size: int, least: int, most: int) -> None:
 def _with_file(
     fields: dict[str, str], file_name: str, kind: str | None, content: bytes
 ) -> UploadForm:
-    if "key" not in fields:
+    base_name = re.split(r"[/\\]", file_name)[-1]
+    filled = {
+        name: value if name == "policy" else value.replace("${filename}", base_name)
+        for name, value in fields.items()
+    }
+    if not filled.get("key"):
         raise S3Error(
             400, "InvalidArgument",
             "Bucket POST must contain a field named 'key'.  If it is specified, please check the "
             "order of the fields.",
             ArgumentName="key", ArgumentValue="",
         )  # fmt: skip
-    base_name = re.split(r"[/\\]", file_name)[-1]
-    filled = {
-        name: value if name == "policy" else value.replace("${filename}", base_name)
-        for name, value in fields.items()
-    }
     return UploadForm(filled, base_name, kind, content)
 
 

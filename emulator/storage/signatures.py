@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 __all__ = [
     "canonical_path",
     "canonical_request",
+    "is_subresource",
     "pairs_of",
     "policy_signature_v2",
     "signature_v2",
@@ -35,6 +36,11 @@ def pairs_of(query: str) -> list[tuple[str, str]]:
     """The parameters of a query, decoded; a plus sign is itself, as in a signed query."""
     parts = [part.partition("=") for part in query.split("&") if part]
     return [(unquote(name), unquote(value)) for name, _, value in parts]
+
+
+def is_subresource(name: str) -> bool:
+    """Whether a parameter stands for something else than the object, or the listing, itself."""
+    return _SUBRESOURCES.fullmatch(name) is not None
 
 
 def canonical_path(path: str) -> str:
