@@ -341,7 +341,7 @@ class Emulator:
                 if os.path.exists(path):
                     os.unlink(path)
             remove_tree(self._environment.home)
-            os.rmdir(self._spill)
+            remove_tree(self._spill)
             remove_tree(os.path.join(self._root, "git"))
         self._disk.close()
         if self._own_root and os.path.isdir(self._root) and not os.listdir(self._root):

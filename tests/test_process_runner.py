@@ -484,8 +484,10 @@ class Crashing(fal.App):
         os._exit(3)
 
     @fal.endpoint("/spawn")
-    def spawn(self) -> dict:
-        return {"pid": subprocess.Popen(["sleep", "1000"], start_new_session=True).pid}
+    def spawn(self) -> list[int]:
+        # Many, as a signal takes a moment to be obeyed.
+        sleeps = [subprocess.Popen(["sleep", "1000"], start_new_session=True) for _ in range(30)]
+        return [sleep.pid for sleep in sleeps]
 
     def teardown(self):
         pathlib.Path("/data/teardown").touch()
@@ -521,9 +523,9 @@ def test_a_crash_between_requests_is_noticed_by_the_next_one(boot):
 
 def test_what_the_app_started_ends_with_it(boot):
     runner = boot(Crashing)
-    pid = runner.post("/spawn").json()["pid"]
+    pids = runner.post("/spawn").json()
     runner.kill()
-    assert not _lives(pid)
+    assert [pid for pid in pids if _lives(pid)] == []
 
 
 def test_a_crash_in_setup_is_a_startup_error_with_what_was_printed(boot):

@@ -10,6 +10,7 @@ import gc
 import importlib
 import os
 import pickle
+import select
 import selectors
 import signal
 import socket
@@ -28,6 +29,8 @@ REPORT = struct.Struct("<bqq")
 
 _HEADER = struct.Struct("<q")
 _DESCRIPTORS = 8
+#: How long a process that was sent SIGKILL may take to end; longer only where the kernel is stuck.
+_DYING_MILLISECONDS = 1000
 #: What every runner imports anyway.
 _IMPORTS = (
     "fal.app",
@@ -201,11 +204,19 @@ def _kill(children: Children) -> None:
 def _kill_all_in(namespace: int) -> None:
     """End what the app has started: it ends with its runner, as with its container."""
     name = f"mnt:[{namespace}]"
+    killed = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with suppress(OSError):
                 if os.readlink(f"/proc/{entry}/ns/mnt") == name:
-                    os.kill(int(entry), signal.SIGKILL)
+                    pidfd = os.pidfd_open(int(entry))
+                    killed.append(pidfd)
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    for pidfd in killed:  # a signal is sent sooner than it is obeyed
+        dying = select.poll()
+        dying.register(pidfd, select.POLLIN)
+        dying.poll(_DYING_MILLISECONDS)
+        os.close(pidfd)
 
 
 def _read(control: socket.socket, size: int) -> bytes:
