@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY",
+    "TIME",
     "WantedUpload",
     "bytes_of",
     "fail",
@@ -30,6 +31,9 @@ __all__ = [
 
 #: Stands for an argument that was not given, where None means something.
 ANY: Any = object()
+
+#: How moments are shown to people.
+TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 #: How much evidence a sentence shows.
 _MOST = 5

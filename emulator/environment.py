@@ -89,7 +89,7 @@ class Environment:
         self._path = list(sys.path)
         self._tempdir, tempfile.tempdir = tempfile.tempdir, None
         environment = os.environ
-        drop(_REMOVED | _remote_endpoints())
+        drop(_REMOVED | _remote_endpoints(self._saved))
         environment["FAL_KEY"] = FAL_KEY
         environment["FAL_CONFIG_PATH"] = os.path.join(self.home, "config.toml")
         environment["FAL_HOME_DIR"] = self.home
@@ -137,13 +137,13 @@ class Environment:
             os.chdir(self._directory)
 
 
-def _remote_endpoints() -> frozenset[bytes]:
+def _remote_endpoints(variables: dict[bytes, bytes]) -> frozenset[bytes]:
     """The variables that name another endpoint of Amazon's or Google's than one on this machine."""
     return frozenset(
         name
-        for name in _variables()
+        for name, value in variables.items()
         if name.startswith(b"AWS_ENDPOINT_URL") or name == b"STORAGE_EMULATOR_HOST"
-        if not _is_on_this_machine(os.environ[os.fsdecode(name)])
+        if not _is_on_this_machine(os.fsdecode(value))
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "EmulatorError",
     "NamespaceRefusedError",
+    "RefusedRequest",
     "ThreadsRunningError",
     "UnknownHostError",
 ]
@@ -12,6 +13,18 @@ __all__ = [
 
 class EmulatorError(Exception):
     """Base of every error that the emulator itself raises."""
+
+
+class RefusedRequest(Exception):  # noqa: N818 - an answer, no error of the test's
+    """A request that the platform refuses; each host answers it in its own form.
+
+    Attributes:
+        status: HTTP status of the refusal.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class NamespaceRefusedError(EmulatorError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from emulator.checks import TIME
 from emulator.settings import Settings
 from emulator.users import Users
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CDNToken", "Identities", "Reader"]
 
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
 _KEY = (
     "an account key is not accepted for reading: send a CDN token, "
     "as fal_emulator.owner.headers has it"
@@ -197,7 +197,7 @@ class Identities:
                 problems.append("the URL's signature (identity=) is for another file")
             elif self._now() >= signature.token.expires_at:
                 is_late = True
-                late = f"{signature.token.expires_at:{_TIME}}"
+                late = f"{signature.token.expires_at:{TIME}}"
                 problems.append(f"the signed URL was valid until {late}")
             else:
                 tokens.append(signature.token)
@@ -219,4 +219,4 @@ class Identities:
         token = self._tokens.get(value.strip())
         if token is None:
             return "the bearer token is no CDN token"
-        return f"the CDN token of {token.user} was valid until {token.expires_at:{_TIME}}"
+        return f"the CDN token of {token.user} was valid until {token.expires_at:{TIME}}"

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeGuard
 
 import httpx
 
+from emulator.errors import RefusedRequest
 from emulator.identity import CDNToken
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
@@ -38,17 +39,15 @@ _EXPIRATION, _ACL = "expiration_duration_seconds", "initial_acl"
 _DEFAULT_SIGNATURE = timedelta(hours=24)
 
 
-class APIError(Exception):
+class APIError(RefusedRequest):
     """A call that is refused.
 
     Attributes:
-        status: of the answer.
         type: what the platform API calls it.
     """
 
     def __init__(self, status: int, type: ErrorType, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message)
         self.type = type
 
 

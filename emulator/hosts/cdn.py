@@ -11,6 +11,7 @@ from email.utils import format_datetime
 
 import httpx
 
+from emulator.checks import TIME
 from emulator.hosts.access import sign_by_token
 from emulator.hosts.common import PathRouter, not_found, owners_of, read_lifecycle, read_parts
 from emulator.identity import Identities
@@ -19,7 +20,7 @@ from emulator.network.reply import Body, json_reply, reply
 from emulator.network.router import WouldBlock
 from emulator.storage.access import why_refused
 from emulator.storage.cdn import CDN
-from emulator.storage.cdn_files import TIME, CDNFile
+from emulator.storage.cdn_files import CDNFile
 from emulator.storage.lifecycle import ByteRange, Unsatisfiable, decide, parse_range, status_of
 from emulator.storage.uploads import Upload, UploadError
 

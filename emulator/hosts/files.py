@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 
-from emulator.errors import EmulatorError
+from emulator.errors import EmulatorError, RefusedRequest
 from emulator.hosts.common import PathRouter, not_found, read_parts
-from emulator.hosts.forms import FormError, file_in_form
+from emulator.hosts.forms import file_in_form
 from emulator.hosts.rest import answers_rest
 from emulator.identity import Identities
 from emulator.ledger import Exchange, masked
@@ -25,7 +25,7 @@ from emulator.network.reply import json_reply, reply
 from emulator.network.router import LetThrough, WouldBlock
 from emulator.storage.file_service import FileService, StoredFile, split_path
 from emulator.storage.spool import FilesError, Names, Received, discard
-from emulator.storage.uploads import UploadError, check_order
+from emulator.storage.uploads import check_order
 
 __all__ = ["FilesHost", "PlatformFilesHost"]
 
@@ -87,12 +87,9 @@ class FilesHost:
             return json_reply({"detail": other}, 403)
         try:
             return handler(request, exchange, *arguments)
-        except (FilesError, UploadError) as error:
+        except RefusedRequest as error:
             exchange.notes.append(str(error))
             return json_reply({"detail": str(error)}, error.status)
-        except FormError as error:
-            exchange.notes.append(str(error))
-            return json_reply({"detail": str(error)}, 422)
 
     # --- reading ---------------------------------------------------------------------------------
 

@@ -9,14 +9,19 @@ from collections.abc import Iterable, Iterator
 from email.message import Message
 from email.parser import BytesHeaderParser
 
+from emulator.errors import RefusedRequest
+
 __all__ = ["FormError", "file_in_form"]
 
 #: What the headers of one field may take at most, in bytes.
 _MOST_HEADERS = 16 * 1024
 
 
-class FormError(Exception):
-    """A form that is none, breaks off, or has not the field asked for."""
+class FormError(RefusedRequest):
+    """A form that is none, breaks off, or has not the field asked for: 422."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(422, detail)
 
 
 def file_in_form(content_type: str | None, chunks: Iterable[bytes], field: str) -> Iterator[bytes]:

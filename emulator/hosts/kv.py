@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import httpx
 
+from emulator.checks import TIME
 from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
@@ -108,7 +109,7 @@ class KVHost:
         if scheme == "key":
             problem = "an account's key is no CDN token"
         elif expired is not None:
-            problem = f"the CDN token expired at {expired:%Y-%m-%d %H:%M:%S UTC}"
+            problem = f"the CDN token expired at {expired:{TIME}}"
         else:
             problem = "no CDN token" if authorization is None else "this is no CDN token"
         raise KVError(

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-from emulator.hosts.access import APIError, FileAccess
+from emulator.errors import RefusedRequest
+from emulator.hosts.access import FileAccess
 from emulator.hosts.common import (
     LOST_CONTEXT,
     PathRouter,
@@ -78,7 +79,7 @@ class RestHost:
         try:
             response: httpx.Response = handler(request, exchange, *arguments)
             return response
-        except (UploadError, APIError) as error:
+        except RefusedRequest as error:
             exchange.notes.append(str(error))
             return json_reply({"detail": str(error)}, error.status)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from emulator.checks import TIME
 from emulator.errors import EmulatorError
 from emulator.storage.lifecycle import Acl, Decision
 
@@ -32,7 +33,7 @@ class Deletion:
     why: str
 
     def __str__(self) -> str:
-        return f"deleted at {self.at:%Y-%m-%d %H:%M:%S} UTC {self.why}"
+        return f"deleted at {self.at:{TIME}} {self.why}"
 
 
 def check_lifetime(expires_in: timedelta | float) -> timedelta:

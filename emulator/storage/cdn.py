@@ -9,10 +9,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from emulator.checks import ANY, WantedUpload, fail, happened, how_uploaded, listed, name_of
+from emulator.checks import ANY, TIME, WantedUpload, fail, happened, how_uploaded, listed, name_of
 from emulator.errors import EmulatorError
 from emulator.storage.access import check_lifetime
-from emulator.storage.cdn_files import TIME, CDNFile, CDNFiles
+from emulator.storage.cdn_files import CDNFile, CDNFiles
 from emulator.storage.lifecycle import (
     LIFECYCLE_HEADER,
     parse_acl,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from emulator.checks import TIME
 from emulator.patience import wait_until
 from emulator.storage.access import Deletion
 from emulator.storage.lifecycle import (
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from emulator.storage.objects import ObjectStore
     from emulator.users import User, Users
 
-__all__ = ["TIME", "CDNFile", "CDNFiles"]
+__all__ = ["CDNFile", "CDNFiles"]
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,6 @@ class CDNFile:
     owner: str = ""
     #: All who always read it: of an app's output the app's account too.
     owners: tuple[str, ...] = ()
-
-
-#: How moments are shown to people.
-TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
 class CDNFiles:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from emulator.checks import ANY, bytes_of, fail, happened, listed, name_of
-from emulator.errors import EmulatorError
+from emulator.checks import ANY, TIME, bytes_of, fail, happened, listed, name_of
+from emulator.errors import EmulatorError, RefusedRequest
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -26,17 +26,12 @@ __all__ = ["KV", "LONGEST", "SHORTEST", "KVEntry", "KVError"]
 #: Lifetimes that a ``ttl`` may ask for [§5].
 SHORTEST, LONGEST = timedelta(seconds=60), timedelta(days=30)
 
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
 #: Who, in which database, under which key.
 _Place = tuple[str, str, str]
 
 
-class KVError(Exception):
-    """A write that the store refuses."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+class KVError(RefusedRequest):
+    """A call that the store refuses."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -386,7 +381,7 @@ def _when(entry: KVEntry) -> str:
 
 
 def _at(moment: datetime) -> str:
-    return f"{moment:{_TIME}}"
+    return f"{moment:{TIME}}"
 
 
 def _count(number: int) -> str:

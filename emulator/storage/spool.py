@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from emulator.errors import RefusedRequest
+
 __all__ = [
     "FilesError",
     "Names",
@@ -29,16 +31,8 @@ _CHUNK = 1 << 20
 _MOST_PARTS = 10_000
 
 
-class FilesError(Exception):
-    """A request that the file service refuses.
-
-    Attributes:
-        status: HTTP status of the refusal.
-    """
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
+class FilesError(RefusedRequest):
+    """A request that the file service refuses."""
 
 
 @dataclass(frozen=True)

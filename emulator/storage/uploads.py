@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from emulator.checks import listed
+from emulator.errors import RefusedRequest
 from emulator.storage.media import contradicts, is_unrecognised, split_head
 
 if TYPE_CHECKING:
@@ -30,16 +31,8 @@ V3_HOSTS = frozenset({"v3.fal.media", "v3b.fal.media"})
 _MOST_PARTS = 10
 
 
-class UploadError(Exception):
-    """An upload that the CDN refuses.
-
-    Attributes:
-        status: HTTP status of the refusal.
-    """
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
+class UploadError(RefusedRequest):
+    """An upload that the CDN refuses."""
 
 
 @dataclass(eq=False)
