@@ -22,6 +22,7 @@ from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.files import FilesHost, PlatformFilesHost
+from emulator.hosts.gateway import GatewayHost
 from emulator.hosts.git import Git
 from emulator.hosts.google import GoogleHost
 from emulator.hosts.kv import KVHost
@@ -400,7 +401,7 @@ class Emulator:
         platform = PlatformAPI(self._cdn)
         self._payloads = Payloads(self._cdn, self.clock.now)
         self._payloads.offer(platform)
-        self._payloads.removers = [runners.has_served, self._gateway.has_called]
+        self._payloads.removers = [runners.has_served, self._gateway.delete_payloads]
         self._network.router.hosts = [
             self.origin,
             files,
@@ -415,6 +416,7 @@ class Emulator:
                 runners.is_outside_of_requests,
             ),
             platform,
+            GatewayHost(self._gateway, self._identities, lambda: self.settings),
             RunnerHost(runners.named),
             S3Host(self._moto, self.clock.now),
             self._google,

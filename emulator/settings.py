@@ -137,6 +137,14 @@ class Settings(BaseModel):
         "[§4.6].",
     )
 
+    # --- gateway ---------------------------------------------------------------------------------
+    queue_result_lifetime: timedelta | None = Field(
+        default=timedelta(days=30),
+        gt=timedelta(0),
+        description="How long the result of a queued request can be fetched after its end; None: "
+        "for ever [§6.3, §10].",
+    )
+
     # --- CDN -------------------------------------------------------------------------------------
     cdn_host: Literal["v3.fal.media", "v3b.fal.media"] = Field(
         default="v3b.fal.media",

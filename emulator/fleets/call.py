@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from emulator.fleets import waiting
 from emulator.fleets.retries import RetryPolicy
@@ -15,10 +15,29 @@ if TYPE_CHECKING:
     import httpx
 
     from emulator.fleets.dispatch import Dispatch
+    from emulator.runners.log import Line
 
-__all__ = ["Attempt", "Call", "CallStatus"]
+__all__ = ["Attempt", "Call", "CallStatus", "Incoming"]
 
 CallStatus = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A request as it reaches the gateway."""
+
+    #: In the app, with the query.
+    path: str
+    #: Lower-case names.
+    headers: Mapping[str, str]
+    #: Who asks, by nickname; None: as whom the test acts.
+    caller: str | None
+    body: bytes | None = None
+    method: str = "POST"
+    #: Through the queue, or directly.
+    queued: bool = True
+    #: Where its answer is sent to, besides.
+    webhook: str | None = None
 
 
 @dataclass(eq=False)
@@ -26,6 +45,8 @@ class Attempt:
     """One run of a handler for a call."""
 
     number: int
+    #: ``gateway_request_id``: the call's own for the first attempt, a new one for each retry.
+    id: str
     #: Name of the runner.
     runner: str
     #: Virtual time of its start.
@@ -38,6 +59,10 @@ class Attempt:
     ended: str | None = None
     #: What a retry of it is about.
     condition: str | None = None
+    #: Virtual time of its end.
+    ended_at: datetime | None = None
+    #: Where in its runner's log it began and ended.
+    log: tuple[int, int | None] = (0, None)
 
 
 class Call:
@@ -48,8 +73,7 @@ class Call:
         dispatch: Dispatch,
         number: int,
         request_id: str,
-        path: str,
-        body: Mapping[str, Any],
+        incoming: Incoming,
         headers: Mapping[str, str],
         policy: RetryPolicy,
         at: datetime,
@@ -58,9 +82,11 @@ class Call:
         self.number = number
         #: ``x-fal-request-id``: the same in every attempt.
         self.request_id = request_id
-        self.path = path
-        #: ``json=`` or ``content=`` of the request.
-        self.body = body
+        self.method = incoming.method
+        self.path = incoming.path
+        self.body = incoming.body
+        #: Where its answer is sent to, besides.
+        self.webhook = incoming.webhook
         #: What the app gets.
         self.headers = headers
         self.policy = policy
@@ -78,15 +104,23 @@ class Call:
         self.attempts: list[Attempt] = []
         #: What the caller gets; None until it is COMPLETED.
         self.response: httpx.Response | None = None
+        #: Virtual time at which it was COMPLETED.
+        self.completed_at: datetime | None = None
         #: Why it will have no response: dropped at a test's end.
         self.dropped = False
         self.cancelled = False
+        #: ``X-Fal-Store-IO``: whether its payloads are kept.
+        self.stores_payloads = True
+        #: Whether its payloads were deleted.
+        self.deleted = False
         #: The attempt under way.
         self.turn: Attempt | None = None
+        #: Whether a direct call's attempt is being run for its caller.
+        self.begun = False
         self.over = threading.Event()
 
     def __repr__(self) -> str:
-        return f"<Call {self.name} POST {self.path}: {self._state()}>"
+        return f"<Call {self.name} {self.method} {self.path}: {self._state()}>"
 
     def _state(self) -> str:
         if self.dropped:
@@ -103,6 +137,11 @@ class Call:
         return f"call-{self.number}"
 
     @property
+    def deployment(self) -> str:
+        """The name of what it was made to."""
+        return self._dispatch.name
+
+    @property
     def direct(self) -> bool:
         """Whether its caller waits for it, outside of the queue."""
         return not self.policy.queued
@@ -113,6 +152,26 @@ class Call:
         if self.over.is_set():
             return "COMPLETED"
         return "IN_PROGRESS" if self.turn is not None or self.response is not None else "IN_QUEUE"
+
+    @property
+    def waits_for_the_test(self) -> bool:
+        """Whether nothing goes on: it waits for a queue to be released, or for the clock."""
+        return waiting.waits_for_the_test(self._dispatch, self)
+
+    def log_of(self, attempt: Attempt) -> list[Line]:
+        """What its runner printed during an attempt, as far as one can tell."""
+        runner = self._dispatch.fleet.member(attempt.runner).runner
+        return [] if runner is None else runner.log.lines(*attempt.log, self.request_id)
+
+    def wait_for_news(self, seconds: float) -> None:
+        """Wait until anything happens in its deployment; at most so many seconds of real time."""
+        with self._dispatch.changed:
+            self._dispatch.changed.wait(seconds)
+
+    def wait(self, seconds: float) -> CallStatus:
+        """Its status, as soon as it is COMPLETED, or after so many seconds of real time."""
+        self._dispatch.wait_until(lambda: self.over.is_set() or self.waits_for_the_test, seconds)
+        return self.status
 
     @property
     def position(self) -> int | None:

@@ -11,11 +11,12 @@ import httpx
 
 from emulator.errors import EmulatorError
 from emulator.fleets import gateway_headers, waiting
-from emulator.fleets.call import Call
+from emulator.fleets.call import Call, Incoming
 from emulator.fleets.dispatch import Dispatch, Turn
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import RetryPolicy
 from emulator.runners.runner import Runner
+from emulator.users import nickname_of
 
 if TYPE_CHECKING:
     from emulator.users import User
@@ -33,7 +34,7 @@ class Deployment:
     def __init__(
         self,
         dispatch: Dispatch,
-        identify: Callable[[User | str | None], tuple[str, str | None, Mapping[str, str]]],
+        identify: Callable[[str | None], tuple[str, str | None, Mapping[str, str]]],
         find: Callable[[str], Runner | None],
         new_number: Callable[[], int],
     ) -> None:
@@ -122,8 +123,8 @@ class Deployment:
             content: the body, instead of *json*.
             caller: who asks; default: as whom the test acts, by default the app's owner.
         """
-        call = self._call(path, json, content, headers, caller, queued=False)
-        return waiting.direct_answer(self._dispatch, call)
+        incoming = _incoming(path, json, content, headers, caller, queued=False)
+        return self.answer(incoming)
 
     def submit(
         self,
@@ -135,22 +136,26 @@ class Deployment:
         caller: User | str | None = None,
     ) -> Call:
         """Put a call into the queue, as ``queue.fal.run`` does; it is retried as documented."""
-        return self._call(path, json, content, headers, caller, queued=True)
+        return self.accept(_incoming(path, json, content, headers, caller, queued=True))
 
-    def _call(
-        self,
-        path: str,
-        json: Any,
-        content: bytes | None,
-        headers: Mapping[str, str] | None,
-        caller: User | str | None,
-        queued: bool,
-    ) -> Call:
-        given = {name.lower(): value for name, value in (headers or {}).items()}
-        path = path if path.startswith("/") else f"/{path}"
-        identifier, nickname, identity = self._identify(caller)
+    def answer(self, incoming: Incoming, caller: waiting.Caller | None = None) -> httpx.Response:
+        """The answer to a direct call.
+
+        Args:
+            caller: who waits for it; default: one that waits for ever.
+
+        Raises:
+            OSError: the caller has left.
+        """
+        call = self.accept(incoming)
+        return waiting.direct_answer(self._dispatch, call, caller or waiting.Caller())
+
+    def accept(self, incoming: Incoming) -> Call:
+        """Take in a request."""
+        given = incoming.headers
+        identifier, nickname, identity = self._identify(incoming.caller)
         owner = nickname in (None, self.owner)
-        endpoint = self.name + path.partition("?")[0].rstrip("/")
+        endpoint = self.name + incoming.path.partition("?")[0].rstrip("/")
         own = {**identity, "x-fal-request-id": identifier, "x-fal-endpoint": endpoint}
         own["x-fal-caller-user-id"] = gateway_headers.caller_id(nickname or self.owner, self.owner)
         sent, refused = gateway_headers.forwarded(given, own)
@@ -158,15 +163,15 @@ class Deployment:
             self._dispatch,
             self._new_number(),
             identifier,
-            path,
-            _body(json, content, sent),
+            incoming,
             sent,
-            RetryPolicy.of(self.scaling, given, queued, owner),
+            RetryPolicy.of(self.scaling, given, incoming.queued, owner),
             self._dispatch.clock.now(),
         )
         call.caller = nickname
         call.low_priority = given.get("x-fal-queue-priority", "").lower() == "low"
         call.hint = given.get("x-fal-runner-hint")
+        call.stores_payloads = given.get("x-fal-store-io", "").strip() != "0"
         self.calls.append(call)
         for name in refused:
             self._dispatch.note(f"{call.name}: {name} left out, callers cannot set it")
@@ -182,6 +187,7 @@ class Deployment:
             why = f"X-Fal-Request-Timeout is {header!r} and has to be seconds, more than 0.1"
             self._dispatch.note(f"{call.name} ended with bad_request: {why}")
             call.response = gateway_headers.error("bad_request", call.request_id, why)
+            call.completed_at = call.waiting_since
             call.over.set()
             return False
         if seconds is None and owner:
@@ -297,11 +303,22 @@ class Deployment:
         self._fleet.missing_machines = times
 
 
-def _body(json: Any, content: bytes | None, headers: dict[str, str]) -> dict[str, Any]:
-    """The body as it is sent, in every attempt the same, whatever the test does to *json* then."""
-    if content is not None:
-        return {"content": content}
-    if json is None:
-        return {}
-    headers.setdefault("content-type", "application/json")
-    return {"content": json_module.dumps(json).encode()}
+def _incoming(
+    path: str,
+    json: Any,
+    content: bytes | None,
+    headers: Mapping[str, str] | None,
+    caller: User | str | None,
+    queued: bool,
+) -> Incoming:
+    """A test's own call, as it reaches the gateway.
+
+    The body is the same in every attempt, whatever the test does to *json* then.
+    """
+    given = {name.lower(): value for name, value in (headers or {}).items()}
+    if content is None and json is not None:
+        content = json_module.dumps(json).encode()
+        given.setdefault("content-type", "application/json")
+    path = path if path.startswith("/") else f"/{path}"
+    nickname = None if caller is None else nickname_of(caller)
+    return Incoming(path, given, nickname, content, queued=queued)

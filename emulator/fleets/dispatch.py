@@ -9,6 +9,7 @@ changes something.
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -130,7 +131,7 @@ class Dispatch:
             self.fleet.closed = True
             for call in self.queue.clear():
                 call.dropped = True
-                self.note(f"dropped {call.name} POST {call.path} at the end of the test")
+                self.note(f"dropped {call.name} {call.method} {call.path} at the end of the test")
                 call.over.set()
             if self._appointment is not None:
                 self._appointment.cancel()
@@ -177,13 +178,16 @@ class Dispatch:
     def _begin(self, call: Call, member: Member) -> Attempt:
         now, number = self.clock.now(), len(call.attempts) + 1
         limit = timedelta(seconds=self.fleet.scaling.request_timeout)
-        attempt = Attempt(number, member.name, now, now + limit)
+        identifier = call.request_id if number == 1 else str(uuid.uuid4())
+        attempt = Attempt(number, identifier, member.name, now, now + limit)
+        if member.runner is not None:
+            attempt.log = len(member.runner.log), None
         if call.attempts:
             last = call.attempts[-1]
             which = f"retry {number - 1} of {call.name} on {member.name}"
             self.note(f"{which}: {last.runner} {last.ended}")
         else:
-            self.note(f"{call.name} POST {call.path} on {member.name}")
+            self.note(f"{call.name} {call.method} {call.path} on {member.name}")
         call.attempts.append(attempt)
         member.running[attempt] = call
         member.idle_since, member.served = None, True
@@ -205,7 +209,7 @@ class Dispatch:
         response = None
         try:
             response = member.runner.client.request(
-                "POST", call.path, headers=dict(call.headers), **call.body
+                call.method, call.path, headers=dict(call.headers), content=call.body
             )
         except (RunnerError, RunnerKilled):
             self.go_on()  # which knows why, if it was for its time
@@ -252,7 +256,9 @@ class Dispatch:
         earlier = tuple(one.condition for one in call.attempts[:-1])
         verdict = judge(outcome, call.policy, earlier, self._platform.after_503)
         attempt.status, attempt.condition = outcome.status, verdict.condition
-        attempt.ended = ended or _in_words(outcome)
+        attempt.ended, attempt.ended_at = ended or _in_words(outcome), self.clock.now()
+        if member.runner is not None:
+            attempt.log = attempt.log[0], len(member.runner.log)
         call.turn = None
         if not member.running:
             member.idle_since = self.clock.now()
@@ -337,23 +343,26 @@ class Dispatch:
         return self._answer(call, response)
 
     def _answer(self, call: Call, response: httpx.Response) -> Job:
-        call.response = response
+        call.response, call.completed_at = response, self.clock.now()
 
         def publish() -> None:
             with self.changed:
                 call.over.set()
                 self.changed.notify_all()
+            self._platform.completed(call)
 
         return Job("publish", publish, last=True)
 
-    def cancel(self, call: Call) -> Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]:
+    def cancel(
+        self, call: Call, kind: ErrorType = "client_cancelled"
+    ) -> Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]:
         """Take a call out of the queue, or tell its runner."""
         with self.changed:
             if call.over.is_set() or call.response is not None:
                 return "ALREADY_COMPLETED"
             call.cancelled = True
             member = self.fleet.member(call.turn.runner) if call.turn is not None else None
-            jobs = [] if member else [self._refuse(call, "client_cancelled", "it was waiting")]
+            jobs = [] if member else [self._refuse(call, kind, "it was waiting")]
         self.do(jobs)
         if member is not None and member.runner is not None:
             self._tell_to_cancel(call, member.runner)
@@ -362,8 +371,11 @@ class Dispatch:
 
     def _tell_to_cancel(self, call: Call, runner: Runner) -> None:
         path = f"{call.path.partition('?')[0].rstrip('/')}/cancel"
+        headers = {
+            k: v for k, v in call.headers.items() if k not in ("content-length", "content-type")
+        }
         try:
-            answered = f"answered {runner.post(path, headers=dict(call.headers)).status_code}"
+            answered = f"answered {runner.post(path, headers=headers).status_code}"
         except (RunnerError, httpx.TransportError):
             answered = "did not answer"
         self.note(f"cancelled {call.name}: {runner.name} {answered} to POST {path}")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import threading
 
     from emulator.clock import Clock
+    from emulator.fleets.call import Call
 
 __all__ = ["Fleet", "Job", "Platform"]
 
@@ -65,6 +66,9 @@ class Platform(Protocol):
 
     def find(self, name: str) -> Runner | None:
         """A runner, also one that is being set up."""
+
+    def completed(self, call: Call) -> None:
+        """A call has its answer."""
 
 
 @dataclass(frozen=True)

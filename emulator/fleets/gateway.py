@@ -16,16 +16,15 @@ from emulator.fleets.deployment import Deployment
 from emulator.fleets.dispatch import Dispatch
 from emulator.fleets.options import Scaling
 from emulator.sdk import load_app_module
-from emulator.users import nickname_of
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
+    from emulator.fleets.call import Call
     from emulator.identity import Identities
     from emulator.ledger import Ledger
     from emulator.runners.limits import Limits
     from emulator.runners.runner import Runner
     from emulator.settings import Settings
-    from emulator.users import User
 
 __all__ = ["Gateway"]
 
@@ -195,14 +194,38 @@ class Gateway:
         """A runner by name, also one that is being set up."""
         return self._runners().named(name)
 
-    def has_called(self, request_id: str, nickname: str) -> bool:
-        """Whether a deployment has had this call, from a user or to a user's app."""
-        return any(
-            call.request_id == request_id
-            and nickname in (self._settings().nickname, deployment.owner, call.caller)
-            for deployment in list(self.deployments.values())
-            for call in list(deployment.calls)
-        )
+    def completed(self, call: Call) -> None:
+        """A call has its answer."""
+
+    def deployment_at(self, app: str, path: str) -> tuple[Deployment, str] | None:
+        """What answers for an endpoint, and the endpoint's path in it.
+
+        A stand-in may be deployed for one endpoint of an app alone: the longest name wins.
+        """
+        found = self.deployments.get(app), path
+        segments = path.strip("/").split("/")
+        for end in range(1, len(segments) + 1):
+            deployment = self.deployments.get("/".join([app, *segments[:end]]))
+            if deployment is not None:
+                found = deployment, "/" + "/".join(segments[end:])
+        return None if found[0] is None else (found[0], found[1])
+
+    def call(self, request_id: str, nickname: str) -> Call | None:
+        """A call by its request's id, for who made it and for the app's owner."""
+        for deployment in list(self.deployments.values()):
+            for call in list(deployment.calls):
+                if call.request_id == request_id:
+                    owner = self._settings().nickname
+                    may = nickname in (owner, deployment.owner, call.caller)
+                    return call if may else None
+        return None
+
+    def delete_payloads(self, request_id: str, nickname: str) -> bool:
+        """Delete what is kept of a call; whether there was one, of this user's or to its app."""
+        call = self.call(request_id, nickname)
+        if call is not None:
+            call.deleted = True
+        return call is not None
 
     def runner_ended(self, name: str) -> None:
         """A runner has ended, by whatever; called by the registry."""
@@ -265,13 +288,13 @@ class Gateway:
                 "version, or deploy under another name."
             )
 
-    def _identify(self, caller: User | str | None) -> tuple[str, str | None, Mapping[str, str]]:
+    def _identify(self, caller: str | None) -> tuple[str, str | None, Mapping[str, str]]:
         """A request id, who calls (None: the app's owner), and the CDN token of the caller's.
 
         Whatever name an app is deployed under, its owner is the account that the test has.
         """
         users, lifetime = self._identities.users, self._settings().token_lifetime
-        user = users.present if caller is None else users.user(nickname_of(caller))
+        user = users.present if caller is None else users.user(caller)
         token = self._identities.issue(user.nickname, lifetime)
         nickname = None if user.is_owner else user.nickname
         return str(uuid.uuid4()), nickname, {"x-fal-cdn-token": token.token}

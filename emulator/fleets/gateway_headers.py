@@ -38,6 +38,7 @@ _STATUS: Mapping[ErrorType, tuple[int, str]] = {
     "runner_connection_refused": (503, "Runner refused the connection"),
     "runner_connection_error": (503, "Connection to the runner failed"),
     "client_cancelled": (499, "Request was cancelled by the client"),
+    "client_disconnected": (499, "The client closed the connection"),
     "bad_request": (400, "Bad request"),
 }
 

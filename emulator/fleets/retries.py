@@ -28,6 +28,7 @@ ErrorType = Literal[
     "runner_connection_refused",
     "runner_connection_error",
     "client_cancelled",
+    "client_disconnected",
     "bad_request",
 ]
 Fate = Literal["keep", "probe", "kill"]

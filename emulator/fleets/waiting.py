@@ -6,7 +6,9 @@ queue), the error says so at once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
     from emulator.fleets.call import Call
     from emulator.fleets.call_queue import Member
     from emulator.fleets.dispatch import Dispatch
+    from emulator.schedule import Appointment
 
-__all__ = ["direct_answer", "result", "settle"]
+__all__ = ["Caller", "direct_answer", "result", "settle", "waits_for_the_test"]
 
 _STEP = 0.05
 
@@ -26,7 +29,7 @@ _STEP = 0.05
 def result(dispatch: Dispatch, call: Call, timeout: float) -> httpx.Response:
     """The answer to a queued call; see ``Call.result``."""
     for _ in range(max(1, int(timeout / _STEP))):
-        if _wait(dispatch, lambda: call.over.is_set() or _waits_for_the_test(dispatch, call)):
+        if _wait(dispatch, lambda: call.over.is_set() or waits_for_the_test(dispatch, call)):
             if call.over.is_set():
                 return _answer(call)
             _raise_if_stuck(dispatch, call, timeout)
@@ -38,21 +41,83 @@ def result(dispatch: Dispatch, call: Call, timeout: float) -> httpx.Response:
     )
 
 
-def direct_answer(dispatch: Dispatch, call: Call) -> httpx.Response:
-    """Run a direct call in this thread, as soon as it has a runner.
+class Caller:
+    """Who waits for the answer to a direct call, and may have enough of it.
+
+    Args:
+        patience: seconds of the clock, the client's read time-out; None: it waits for ever.
+        check: raises ``ConnectionError`` once the client has hung up.
+    """
+
+    def __init__(
+        self, patience: float | None = None, check: Callable[[], object] | None = None
+    ) -> None:
+        self.patience = patience
+        self._check = check
+        self._left = threading.Event()
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether there is any end to its waiting."""
+        return self.patience is not None or self._check is not None
+
+    def begin(self, dispatch: Dispatch) -> None:
+        """Start to wait."""
+        self._alarm: Appointment | None = None
+        if self.patience is not None:
+            self._alarm = dispatch.clock.on(timedelta(seconds=self.patience), self._left.set)
+
+    def end(self) -> None:
+        """The answer is there, or is waited for no more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def check(self) -> None:
+        """Raise what the client meets, if it has waited long enough: TimeoutError."""
+        if self._left.is_set():
+            raise TimeoutError(f"no answer within {self.patience:g} s, the client's read time-out")
+        if self._check is not None:
+            self._check()
+
+
+def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Response:
+    """Run a direct call as soon as it has a runner: in this thread, unless its caller may leave.
 
     What it has to wait for on a stopped clock moves the clock, as a sleep of its caller would.
+
+    Raises:
+        OSError: the caller has left; the app is told [§4.6].
     """
-    while not call.over.is_set():
-        turn = call.turn
-        if turn is not None:
-            dispatch.perform(dispatch.turn_of(call, turn))
-            call.over.wait()
-        elif not _wait_for_turn(dispatch, call):
-            _pass_time(dispatch, call)
-        _raise_if_broken(dispatch)
-        dispatch.clock.keep_appointments()
+    caller.begin(dispatch)
+    try:
+        while not call.over.is_set():
+            _come_closer(dispatch, call, caller)
+            caller.check()
+            _raise_if_broken(dispatch)
+            dispatch.clock.keep_appointments()
+        caller.check()
+    except OSError:
+        dispatch.cancel(call, "client_disconnected")
+        raise
+    finally:
+        caller.end()
     return _answer(call)
+
+
+def _come_closer(dispatch: Dispatch, call: Call, caller: Caller) -> None:
+    """Do what a direct call's caller does while it waits, for a moment."""
+    turn = call.turn
+    if turn is None:
+        if not _wait_for_turn(dispatch, call):
+            _pass_time(dispatch, call)
+    elif not caller.may_leave:
+        dispatch.perform(dispatch.turn_of(call, turn))
+        call.over.wait()
+    else:
+        if not call.begun:
+            call.begun = True
+            dispatch.do([dispatch.performing(dispatch.turn_of(call, turn))])
+        _wait(dispatch, call.over.is_set)
 
 
 def settle(dispatch: Dispatch, timeout: float) -> None:
@@ -83,16 +148,17 @@ def _wait(dispatch: Dispatch, condition: Callable[[], bool]) -> bool:
 
 def _wait_for_turn(dispatch: Dispatch, call: Call) -> bool:
     """Wait for a while; False: only the clock can help."""
-    _wait(dispatch, lambda: _has_turn(call) or _waits_for_the_test(dispatch, call))
+    _wait(dispatch, lambda: _has_turn(call) or waits_for_the_test(dispatch, call))
     with dispatch.changed:
-        return _has_turn(call) or not _waits_for_the_test(dispatch, call)
+        return _has_turn(call) or not waits_for_the_test(dispatch, call)
 
 
 def _has_turn(call: Call) -> bool:
     return call.turn is not None or call.over.is_set()
 
 
-def _waits_for_the_test(dispatch: Dispatch, call: Call) -> bool:
+def waits_for_the_test(dispatch: Dispatch, call: Call) -> bool:
+    """Whether a call waits, although nothing goes on that could end that."""
     return dispatch.queue.position(call) is not None and _rests(dispatch)
 
 

@@ -124,8 +124,12 @@ def _to_httpx(pool: Any, request: Any) -> httpx.Request:
         f"{url.scheme.decode('ascii')}://{host}{port}{url.target.decode('ascii')}",
         headers=request.headers,
         stream=request.stream,
-        # By which a fault of TLS knows whether the client would mind.
-        extensions={"fal_ssl_context": getattr(pool, "_ssl_context", None)},
+        extensions={
+            # By which a fault of TLS knows whether the client would mind.
+            "fal_ssl_context": getattr(pool, "_ssl_context", None),
+            # By which an app's answer can come too late.
+            "timeout": request.extensions.get("timeout", {}),
+        },
     )
 
 

@@ -14,7 +14,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
-__all__ = ["OutputSplitter", "Transcript", "readable", "without_noise"]
+from emulator.runners.log import Log
+
+__all__ = ["OutputSplitter", "Transcript", "is_noise", "readable", "without_noise"]
 
 #: The SDK prints every installed package at every start; it belongs to the runner's log only.
 _NOISE = "[debug] Python packages installed:"
@@ -40,7 +42,7 @@ class OutputSplitter:
         sink: where the calling thread's output is collected; None when it is on no runner.
     """
 
-    def __init__(self, sink: Callable[[], list[str] | None]) -> None:
+    def __init__(self, sink: Callable[[], Log | None]) -> None:
         self._sink = sink
 
     def install(self) -> None:
@@ -48,7 +50,7 @@ class OutputSplitter:
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if stream is not None and not isinstance(stream, _Split):
-                setattr(sys, name, _Split(stream, self._sink))
+                setattr(sys, name, _Split(stream, self._sink, name.upper()))
 
     def uninstall(self) -> None:
         """Give back the streams that are ours."""
@@ -61,9 +63,10 @@ class OutputSplitter:
 class _Split:
     """A text stream that also keeps what is written from a runner's threads."""
 
-    def __init__(self, stream: TextIO, sink: Callable[[], list[str] | None]) -> None:
+    def __init__(self, stream: TextIO, sink: Callable[[], Log | None], level: str) -> None:
         self._stream = stream
         self._sink = sink
+        self._level = level
         #: The runners that are printing noise, by their sinks.
         self._noisy: set[int] = set()
 
@@ -71,7 +74,7 @@ class _Split:
         sink = self._sink()
         if sink is None:
             return self._pass_on(text)
-        sink.append(text)
+        sink.append(text, self._level)
         if text.startswith(_TRACEBACK):
             self._pass_on(readable(text))
         elif text.startswith(_NOISE):
@@ -102,12 +105,12 @@ class Transcript:
     :meth:`show` is called: a line that came between two phases of a test would be shown in neither.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: Log) -> None:
         self.descriptor = -1
+        self._log = log
         self._lock = threading.Lock()
         self._ended = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._pieces: list[str] = []
         self._line = ""
         self._unshown: list[str] = []
 
@@ -115,7 +118,7 @@ class Transcript:
     def text(self) -> str:
         """All that was printed so far, what is still in the pipe included."""
         self._wait_for_the_pipe(_LOOKS)
-        return "".join(self._pieces)
+        return self._log.text
 
     def show(self) -> None:
         """Print what was not shown yet."""
@@ -154,13 +157,13 @@ class Transcript:
             return any(size)
 
     def _keep(self, text: str) -> None:
-        self._pieces.append(text)
+        self._log.append(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
             self._show(f"{line}\n")
 
     def _show(self, line: str) -> None:
-        if line and not _is_noise(line):
+        if line and not is_noise(line):
             self._unshown.append(readable(line) if line.startswith(_TRACEBACK) else line)
 
 
@@ -169,7 +172,8 @@ def _pause(seconds: float) -> None:
     select.select([], [], [], seconds)
 
 
-def _is_noise(line: str) -> bool:
+def is_noise(line: str) -> bool:
+    """Whether nobody wants to see a line: the SDK and the server print it of every app."""
     return line.startswith(_NOISE) or _SERVER.match(line) is not None
 
 
@@ -196,5 +200,5 @@ def readable(line: str) -> str:
 
 def without_noise(output: str) -> list[str]:
     """The lines of a runner's output as a person reads them."""
-    lines = [line for line in output.splitlines() if not _is_noise(line)]
+    lines = [line for line in output.splitlines() if not is_noise(line)]
     return [shown for line in lines for shown in readable(line).splitlines()]

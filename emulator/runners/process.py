@@ -18,6 +18,7 @@ import httpx
 
 from emulator.errors import EmulatorError
 from emulator.runners.channel import Channel, ChannelClosedError, Handler
+from emulator.runners.log import Log
 from emulator.runners.measuring import coverage_options
 from emulator.runners.output import Transcript
 from emulator.runners.pickling import Sender
@@ -84,7 +85,8 @@ class ProcessRunner(Runner):
         self._view: mounts.View | None = None
         self._pidfd = -1
         self._channel: Channel | None = None
-        self._transcript = Transcript()
+        self.log = Log(around.clock.now)
+        self._transcript = Transcript(self.log)
         self._reader = threading.Thread(target=self._read, name=f"fal-{name}", daemon=True)
         self._http: httpx.HTTPTransport | None = None
         self._failure: BaseException | None = None

@@ -15,6 +15,7 @@ from emulator.runners.current_app import CurrentApp
 from emulator.runners.elsewhere import Elsewhere
 from emulator.runners.environment import SharedEnvironment, variables
 from emulator.runners.limits import Limits
+from emulator.runners.log import Log
 from emulator.runners.output import OutputSplitter
 from emulator.runners.runner import Runner, Surroundings
 from emulator.runners.thread import ThreadRunner
@@ -324,9 +325,9 @@ class Runners:
         runner = self._alive.get(mounts.current_namespace())
         return None if runner is None else runner.app
 
-    def _sink(self) -> list[str] | None:
+    def _sink(self) -> Log | None:
         runner = self._alive.get(mounts.current_namespace())
-        return None if runner is None else runner.printed
+        return None if runner is None else runner.log
 
     def _key(self) -> dict[str, str]:
         """The account's key, for a process that is started while the test acts as another user."""

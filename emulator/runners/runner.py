@@ -25,6 +25,7 @@ from emulator.runners.supervision import Supervision
 if TYPE_CHECKING:
     from emulator.clock import Clock
     from emulator.runners.limits import Limits
+    from emulator.runners.log import Log
     from emulator.settings import Settings
     from emulator.storage.disk import RunnerDisk
     from emulator.storage.volume import Volume
@@ -117,6 +118,8 @@ class Runner(abc.ABC):
     def __init__(self, name: str, app_class: type, around: Surroundings) -> None:
         self.name = name
         self.app_class = app_class
+        #: What the app printed, line by line.
+        self.log: Log
         #: This runner's ``/tmp``. Emptied when it shuts down.
         self.tmp: Volume = around.disk.tmp
         self._around = around

@@ -15,6 +15,7 @@ import httpx
 
 from emulator import sdk
 from emulator.runners.lifespan import Lifespan
+from emulator.runners.log import Log
 from emulator.runners.runner import Result, Runner, RunnerKilled, Surroundings
 from emulator.storage import mounts
 
@@ -35,7 +36,7 @@ class ThreadRunner(Runner):
     def __init__(self, name: str, app_class: type, around: Surroundings) -> None:
         super().__init__(name, app_class, around)
         self.tmp.remount = self._remount
-        self.printed: list[str] = []
+        self.log = Log(around.clock.now, self._request_here)
         #: Number of its mount namespace, once it has one.
         self.namespace: int | None = None
         #: The app instance, once it is made.
@@ -55,7 +56,7 @@ class ThreadRunner(Runner):
     @property
     def output(self) -> str:
         """What the app printed, to stdout and stderr."""
-        return "".join(self.printed)
+        return self.log.text
 
     def _call(
         self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -95,6 +96,11 @@ class ThreadRunner(Runner):
     def is_here(self) -> bool:
         """Whether the calling thread must not wait for this runner."""
         return threading.current_thread() is self._thread
+
+    def _request_here(self) -> str | None:
+        """The request that the calling thread is at work on, as the SDK knows it."""
+        request = getattr(self.app, "current_request", None)
+        return None if request is None else request.request_id
 
     def _is_on_it(self) -> bool:
         """Whether the calling thread is one of the app's."""
@@ -164,7 +170,7 @@ class ThreadRunner(Runner):
         try:
             self.app.handle_exit()
         except Exception as error:  # the SDK swallows it too, inside its signal handler
-            self.printed.append(f"[pytest-fal] handle_exit raised {error!r}\n")
+            self.log.append(f"[pytest-fal] handle_exit raised {error!r}\n")
         while self.in_flight:
             await asyncio.sleep(0.001)
         self._move("TERMINATING")

@@ -1,0 +1,157 @@
+"""``fal.run`` and ``queue.fal.run``: apps as their callers reach them [facts §6]."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import httpx
+
+from emulator.fleets.call import Incoming
+from emulator.fleets.endpoint_ids import endpoint_of
+from emulator.fleets.waiting import Caller
+from emulator.hosts.queue import QueueAPI
+from emulator.ledger import Exchange
+from emulator.network.reply import json_reply
+from emulator.network.router import WouldBlock
+
+if TYPE_CHECKING:
+    from emulator.fleets.deployment import Deployment
+    from emulator.fleets.gateway import Gateway
+    from emulator.identity import Identities
+    from emulator.settings import Settings
+
+__all__ = ["GatewayHost", "not_deployed"]
+
+_RUN = frozenset({"fal.run", "falrun.com"})
+_QUEUE = frozenset({"queue.fal.run", "queue.falrun.com"})
+_TOKEN = "x-fal-cdn-token"
+#: Of the caller's connection to the gateway and its account there, not the app's business.
+_NOT_FORWARDED = frozenset(
+    {
+        *("host", "connection", "content-length", "transfer-encoding", "upgrade", "expect"),
+        *("accept-encoding", "authorization"),
+    }
+)
+
+
+class GatewayHost:
+    """Takes requests to deployments.
+
+    Args:
+        gateway: knows the deployments.
+        identities: whose key and token is whose.
+        settings: the account's, as they are now.
+    """
+
+    def __init__(
+        self, gateway: Gateway, identities: Identities, settings: Callable[[], Settings]
+    ) -> None:
+        self._gateway = gateway
+        self._identities = identities
+        self._settings = settings
+        self._queue = QueueAPI(gateway, settings)
+
+    def answers(self, host: str) -> bool:
+        """Whether this is a host of the gateway's: fal's own, or one that a client was told of."""
+        return _is_run(host) or _is_queue(host)
+
+    def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        """Answer; an account's key is needed for everything."""
+        if request.extensions.get("fal_may_block") is False:
+            raise WouldBlock
+        users, authorization = self._identities.users, request.headers.get("authorization")
+        account = users.account(authorization, exchange.runner)
+        if account is None:
+            exchange.notes.append("no account key")
+            return json_reply({"detail": "Authentication is required to access this app"}, 401)
+        exchange.user = account.user.nickname
+        if _is_queue(request.url.host):
+            asked = self._queue.ask(request, account.user.nickname)
+            if asked is not None:
+                return asked
+        return self._call(request, exchange, account.user.nickname)
+
+    def _call(self, request: httpx.Request, exchange: Exchange, caller: str) -> httpx.Response:
+        endpoint = endpoint_of(request.url.path)
+        found = endpoint and self._gateway.deployment_at(*endpoint)
+        if not found:
+            exchange.notes.append(not_deployed(request.url.path))
+            return json_reply({"detail": not_deployed(request.url.path)}, 404)
+        deployment, path = found
+        if _is_queue(request.url.host):
+            response = self._queue.submit(request, deployment, incoming(request, path, caller))
+        else:
+            response = self._run(request, deployment, incoming(request, path, caller, queued=False))
+        self._renew_token(request, response)
+        return response
+
+    def _run(
+        self, request: httpx.Request, deployment: Deployment, asked: Incoming
+    ) -> httpx.Response:
+        patience = request.extensions.get("timeout", {}).get("read")
+        hang_up = request.extensions.get("fal_wait")
+        check = None if hang_up is None else lambda: hang_up(0)
+        return deployment.answer(asked, Caller(patience, check))
+
+    def _renew_token(self, request: httpx.Request, response: httpx.Response) -> None:
+        """Extend the token of an app that calls another one: it may read what that one makes.
+
+        fal_client in the app takes it up, and the SDK hands it on to the app's own caller
+        [§4.7; ``fal/app.py``].
+        """
+        sent = self._identities.valid(request.headers.get(_TOKEN))
+        if sent is None:
+            return
+        deeper = self._identities.valid(response.headers.get(_TOKEN))
+        also = {
+            *sent.also,
+            response.headers["x-fal-request-id"],
+            *(deeper.also if deeper is not None else ()),
+        }
+        lifetime = sent.expires_at - self._gateway.clock.now()
+        renewed = self._identities.issue(sent.user, max(lifetime, timedelta(0)), sorted(also))
+        response.headers[_TOKEN] = renewed.token
+
+
+def incoming(request: httpx.Request, path: str, caller: str, *, queued: bool = True) -> Incoming:
+    """A request as the gateway takes it in."""
+    headers = {name: value for name, value in request.headers.items() if name not in _NOT_FORWARDED}
+    query = request.url.query.decode("ascii")
+    return Incoming(
+        f"{path}?{query}" if query else path,
+        headers,
+        caller,
+        request.read() or None,
+        request.method,
+        queued,
+    )
+
+
+def not_deployed(path: str) -> str:
+    """What to tell who calls an app that is not there."""
+    name = path.strip("/")
+    return (
+        f"Application {name!r} not found: nothing is deployed under this name. Write "
+        f'fal_gateway.deploy("{name}", MyApp), or for an app of somebody else\'s what it answers: '
+        f'fal_gateway.deploy("{name}", {{"images": []}})'
+    )
+
+
+def _is_run(host: str) -> bool:
+    return host in _RUN or host == _configured("FAL_RUN_HOST")
+
+
+def _is_queue(host: str) -> bool:
+    return host in _QUEUE or host == _configured("FAL_QUEUE_RUN_HOST")
+
+
+def _configured(name: str) -> str | None:
+    """A host that fal_client or the SDK was told of by the environment when it was imported."""
+    for module in ("fal_client.auth", "fal.flags"):
+        host = getattr(sys.modules.get(module), name, None)
+        if isinstance(host, str):
+            return host
+    return None
