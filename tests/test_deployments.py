@@ -972,8 +972,16 @@ def test_run_next_needs_a_free_runner(deploy):
         (
             "tester/app",
             int,
-            "deploy() takes a subclass of fal.App, and <class 'int'> is none. "
-            'Write deploy("tester/app", MyApp), without instantiating it.',
+            "<class 'int'> is neither a subclass of fal.App nor an answer. Write "
+            'deploy("tester/app", MyApp), without instantiating it; or what an app of somebody '
+            'else\'s answers: deploy("tester/app", {"images": []}), or a function of its '
+            'arguments: deploy("tester/app", lambda arguments: {"seed": arguments["seed"]}).',
+        ),
+        (
+            "tester/app/path",
+            Counting,
+            "deploy() was given 'tester/app/path'. Write owner and app: "
+            'deploy("tester/my-app", MyApp).',
         ),
     ],
 )

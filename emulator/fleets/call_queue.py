@@ -6,15 +6,38 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from emulator.fleets.call import Attempt, Call
 from emulator.fleets.scaling import Phase
 
 if TYPE_CHECKING:
-    from emulator.runners.runner import Runner
+    import httpx
 
-__all__ = ["CallQueue", "Member", "choose_member"]
+    from emulator.runners.log import Log
+    from emulator.runners.runner import State
+
+__all__ = ["CallQueue", "Member", "Server", "choose_member"]
+
+
+class Server(Protocol):
+    """What answers calls: a runner, or a stand-in for somebody else's."""
+
+    name: str
+    log: Log
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+
+    def send(self, request: httpx.Request) -> httpx.Response:
+        """Let it answer a request."""
+
+    def stop(self) -> None:
+        """Shut it down in order."""
+
+    def kill(self, reason: str = "by the test") -> None:
+        """End it at once."""
 
 
 @dataclass(eq=False)
@@ -29,7 +52,7 @@ class Member:
     started_at: datetime
     startup_deadline: datetime
     phase: Phase = "STARTING"
-    runner: Runner | None = None
+    runner: Server | None = None
     #: Whether its boot is under way; it may be given up before that is over.
     booting: bool = True
     #: What it does now.

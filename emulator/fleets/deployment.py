@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
@@ -13,15 +13,26 @@ from emulator.errors import EmulatorError
 from emulator.fleets import gateway_headers, waiting
 from emulator.fleets.call import Call, Incoming
 from emulator.fleets.dispatch import Dispatch, Turn
+from emulator.fleets.gateway_headers import caller_id
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import RetryPolicy
+from emulator.fleets.stand_in import SomebodyElses, code_of
 from emulator.runners.runner import Runner
 from emulator.users import nickname_of
 
 if TYPE_CHECKING:
     from emulator.users import User
 
-__all__ = ["Deployment"]
+__all__ = ["Deployment", "Identity"]
+
+
+class Identity(NamedTuple):
+    """Of a call: its request's id, who makes it, the account that the test has, a CDN token."""
+
+    request_id: str
+    caller: str
+    account: str
+    token: str
 
 
 class Deployment:
@@ -34,7 +45,7 @@ class Deployment:
     def __init__(
         self,
         dispatch: Dispatch,
-        identify: Callable[[str | None], tuple[str, str | None, Mapping[str, str]]],
+        identify: Callable[[str | None], Identity],
         find: Callable[[str], Runner | None],
         new_number: Callable[[], int],
     ) -> None:
@@ -64,6 +75,10 @@ class Deployment:
         return self.name.partition("/")[0]
 
     @property
+    def _is_stand_in(self) -> bool:
+        return issubclass(self.app, SomebodyElses)
+
+    @property
     def app(self) -> type:
         """The app that new runners run."""
         return self._fleet.app
@@ -75,7 +90,10 @@ class Deployment:
 
     @property
     def runners(self) -> list[Runner]:
-        """The runners there are, the oldest first; those in setup and those that drain included."""
+        """The runners there are, the oldest first; those in setup and those that drain included.
+
+        A stand-in for somebody else's app has none.
+        """
         for _ in range(1000):
             with self._dispatch.changed:
                 alive = [member for member in self._fleet.members if member.phase != "ENDED"]
@@ -84,7 +102,7 @@ class Deployment:
                 break
             # A runner that was decided on has not been made yet: a matter of moments.
             self._dispatch.wait_until(lambda: False, 0.005)
-        return [runner for runner in found if runner is not None]
+        return [runner for runner in found if isinstance(runner, Runner)]
 
     @property
     def queue(self) -> list[Call]:
@@ -153,29 +171,33 @@ class Deployment:
     def accept(self, incoming: Incoming) -> Call:
         """Take in a request."""
         given = incoming.headers
-        identifier, nickname, identity = self._identify(incoming.caller)
-        owner = nickname in (None, self.owner)
-        endpoint = self.name + incoming.path.partition("?")[0].rstrip("/")
-        own = {**identity, "x-fal-request-id": identifier, "x-fal-endpoint": endpoint}
-        own["x-fal-caller-user-id"] = gateway_headers.caller_id(nickname or self.owner, self.owner)
+        known = self._identify(incoming.caller)
+        owner = self.owner if self._is_stand_in else known.account
+        is_own = known.caller in (owner, self.owner)
+        own = {
+            "x-fal-cdn-token": known.token,
+            "x-fal-request-id": known.request_id,
+            "x-fal-endpoint": self.name + incoming.path.partition("?")[0].rstrip("/"),
+            "x-fal-caller-user-id": self.owner if is_own else caller_id(known.caller, owner),
+        }
         sent, refused = gateway_headers.forwarded(given, own)
         call = Call(
             self._dispatch,
             self._new_number(),
-            identifier,
+            known.request_id,
             incoming,
             sent,
-            RetryPolicy.of(self.scaling, given, incoming.queued, owner),
+            RetryPolicy.of(self.scaling, given, incoming.queued, is_own),
             self._dispatch.clock.now(),
         )
-        call.caller = nickname
+        call.caller = None if known.caller == known.account else known.caller
         call.low_priority = given.get("x-fal-queue-priority", "").lower() == "low"
         call.hint = given.get("x-fal-runner-hint")
         call.stores_payloads = given.get("x-fal-store-io", "").strip() != "0"
         self.calls.append(call)
         for name in refused:
             self._dispatch.note(f"{call.name}: {name} left out, callers cannot set it")
-        if self._set_deadline(call, given.get("x-fal-request-timeout"), owner):
+        if self._set_deadline(call, given.get("x-fal-request-timeout"), is_own):
             self._dispatch.enqueue(call)
         return call
 
@@ -284,7 +306,7 @@ class Deployment:
 
     # --- what happens to it ----------------------------------------------------------------------
 
-    def redeploy(self, app: type, *, reset_scale: bool = False, **scaling: Any) -> None:
+    def redeploy(self, app: type | object, *, reset_scale: bool = False, **scaling: Any) -> None:
         """Deploy other code: new calls go to new runners, the old ones finish and are stopped.
 
         Args:
@@ -292,9 +314,10 @@ class Deployment:
                 of starts and retries follow the code [§4.4].
             scaling: options to change.
         """
-        options = self.scaling.redeployed(app, scaling, reset_scale)
+        code = code_of(self.name, app)
+        options = self.scaling.redeployed(code, scaling, reset_scale)
         with self._dispatch.changed:
-            jobs = self._fleet.redeploy(app, options)
+            jobs = self._fleet.redeploy(code, options)
         self._dispatch.do(jobs)
         self._dispatch.go_on()
 

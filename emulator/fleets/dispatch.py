@@ -18,11 +18,11 @@ import httpx
 
 from emulator.fleets import gateway_headers
 from emulator.fleets.call import Attempt, Call
-from emulator.fleets.call_queue import CallQueue, Member, choose_member
+from emulator.fleets.call_queue import CallQueue, Member, Server, choose_member
 from emulator.fleets.fleet import Fleet, Job, Platform
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import ErrorType, Outcome, judge
-from emulator.runners.runner import Runner, RunnerError, RunnerKilled
+from emulator.runners.runner import RunnerError, RunnerKilled
 
 if TYPE_CHECKING:
     from emulator.schedule import Appointment
@@ -47,7 +47,7 @@ class Dispatch:
         app: type,
         scaling: Scaling,
         platform: Platform,
-        boot: Callable[[type, str, Scaling], Runner],
+        boot: Callable[[type, str, Scaling], Server],
     ) -> None:
         self.name = name
         self.changed = threading.Condition(threading.RLock())
@@ -208,9 +208,8 @@ class Dispatch:
         assert member.runner is not None
         response = None
         try:
-            response = member.runner.client.request(
-                call.method, call.path, headers=dict(call.headers), content=call.body
-            )
+            response = member.runner.send(_request(call, member.runner, call.path))
+            response.read()
         except (RunnerError, RunnerKilled):
             self.go_on()  # which knows why, if it was for its time
             outcome = Outcome(None, error="runner_disconnected")
@@ -369,16 +368,23 @@ class Dispatch:
         self.go_on()
         return "CANCELLATION_REQUESTED"
 
-    def _tell_to_cancel(self, call: Call, runner: Runner) -> None:
+    def _tell_to_cancel(self, call: Call, runner: Server) -> None:
         path = f"{call.path.partition('?')[0].rstrip('/')}/cancel"
-        headers = {
-            k: v for k, v in call.headers.items() if k not in ("content-length", "content-type")
-        }
         try:
-            answered = f"answered {runner.post(path, headers=headers).status_code}"
+            status = runner.send(_request(call, runner, path, cancels=True)).status_code
+            answered = f"answered {status}"
         except (RunnerError, httpx.TransportError):
             answered = "did not answer"
         self.note(f"cancelled {call.name}: {runner.name} {answered} to POST {path}")
+
+
+def _request(call: Call, runner: Server, path: str, *, cancels: bool = False) -> httpx.Request:
+    """A call as its runner gets it, or the word that it is cancelled."""
+    url = f"http://{runner.name}.runner.fal{path}"
+    if not cancels:
+        return httpx.Request(call.method, url, headers=dict(call.headers), content=call.body)
+    headers = {name: call.headers[name] for name in call.headers if name != "content-type"}
+    return httpx.Request("POST", url, headers=headers)
 
 
 def _final(

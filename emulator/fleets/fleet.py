@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from emulator.errors import EmulatorError
-from emulator.fleets.call_queue import Member
+from emulator.fleets.call_queue import Member, Server
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import ErrorType
 from emulator.fleets.scaling import (
@@ -97,7 +97,7 @@ class Fleet:
         app: type,
         scaling: Scaling,
         platform: Platform,
-        boot: Callable[[type, str, Scaling], Runner],
+        boot: Callable[[type, str, Scaling], Server],
         changed: threading.Condition,
         go_on: Callable[[], None],
         note: Callable[[str], None],
@@ -208,7 +208,6 @@ class Fleet:
         if not self.closed:
             try:
                 runner = self._boot_app(app, member.name, scaling)
-                runner.client  # noqa: B018 - made here, once, by one thread
             except BaseException as raised:
                 error = raised
         with self._changed:

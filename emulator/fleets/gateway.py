@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,11 +10,14 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from emulator.errors import EmulatorError
+from emulator.fleets.call_queue import Server
 from emulator.fleets.crew import Crew
-from emulator.fleets.deployment import Deployment
+from emulator.fleets.deployment import Deployment, Identity
 from emulator.fleets.dispatch import Dispatch
+from emulator.fleets.endpoint_ids import NAME, endpoint_of
 from emulator.fleets.options import Scaling
-from emulator.sdk import load_app_module
+from emulator.fleets.stand_in import SomebodyElses, StandIn, code_of
+from emulator.runners.log import Log
 
 if TYPE_CHECKING:
     from emulator.clock import Clock
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Gateway"]
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 _PATIENCE = 5.0
 _STEP = 0.02
 
@@ -92,7 +93,7 @@ class Gateway:
     def deploy(
         self,
         name: str,
-        app: type,
+        app: type | object,
         *,
         isolation: str = "thread",
         gpu: str | bool | None = None,
@@ -105,7 +106,10 @@ class Gateway:
 
         Args:
             name: ``"owner/app"``.
-            app: a subclass of ``fal.App``; its scaling options count.
+            app: a subclass of ``fal.App``; its scaling options count. Or what an app of somebody
+                else's answers: content, an ``httpx.Response``, or a function of the arguments (and
+                of the ``httpx.Request``, if it takes two), which may be a generator of events. Such
+                a stand-in can be deployed for one endpoint alone: ``"fal-ai/flux/schnell"``.
             isolation: how its runners are kept apart; see ``Emulator.runner``.
             gpu: a machine type whose GPUs its runners pretend to have.
             load: how processes get the app.
@@ -116,29 +120,34 @@ class Gateway:
         Raises:
             EmulatorError: the name, the app or an option makes no sense; says what to write.
         """
-        self._check(name, app)
+        code = code_of(name, app)
+        is_app = not issubclass(code, SomebodyElses)
+        self._check(name, code, is_app)
         settings = self._settings()
         account = {
             "max_concurrency": settings.max_concurrency,
             "startup_timeout": settings.startup_timeout.total_seconds(),
             "request_timeout": settings.request_timeout.total_seconds(),
         }
-        options = Scaling.of(app, scaling, account)
+        options = Scaling.of(code, scaling, account)
         self._crew.begin()
         if settings.exploration_seed is not None and self.chance is None:
             self.explore(settings.exploration_seed)
 
-        def boot(code: type, runner: str, options: Scaling) -> Runner:
+        def boot(code: type, runner: str, options: Scaling) -> Server:
+            if issubclass(code, SomebodyElses):
+                log = Log(self.clock.now)
+                return StandIn(runner, code.answer, log, self.in_background, self.is_in_an_app)
             limits = options.limits(self._settings().termination_grace_period)
             own = _names_of(name) if isolation == "process" else {}
             given = {**own, **(env or {})}
             return self._runners().boot_as(runner, code, isolation, gpu, given, load, limits)
 
-        dispatch = Dispatch(name, app, options, self, boot)
+        dispatch = Dispatch(name, code, options, self, boot)
         self._dispatches.append(dispatch)
         deployment = Deployment(dispatch, self._identify, self.find, lambda: next(self._numbers))
         self.deployments[name] = deployment
-        dispatch.note(f"deployed {app.__name__}")
+        dispatch.note(f"deployed {code.__name__}")
         dispatch.go_on()
         if wait:
             deployment.settle()
@@ -271,33 +280,27 @@ class Gateway:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _check(self, name: str, app: object) -> None:
-        if not _NAME.fullmatch(name):
+    def _check(self, name: str, code: type, is_app: bool) -> None:
+        endpoint = endpoint_of(f"/{name}") if NAME.fullmatch(name) else None
+        if endpoint is None or (is_app and endpoint.path != "/"):
             raise EmulatorError(
                 f"deploy() was given {name!r}. Write owner and app: "
                 f'deploy("{self._settings().nickname}/my-app", MyApp).'
             )
-        if not (isinstance(app, type) and issubclass(app, load_app_module().App)):
-            raise EmulatorError(
-                f"deploy() takes a subclass of fal.App, and {app!r} is none. "
-                f'Write deploy("{name}", MyApp), without instantiating it.'
-            )
         if name in self.deployments:
+            shown = code.__name__ if is_app else "..."
             raise EmulatorError(
-                f"{name} is deployed already. Write deployment.redeploy({app.__name__}) for a new "
+                f"{name} is deployed already. Write deployment.redeploy({shown}) for a new "
                 "version, or deploy under another name."
             )
 
-    def _identify(self, caller: str | None) -> tuple[str, str | None, Mapping[str, str]]:
-        """A request id, who calls (None: the app's owner), and the CDN token of the caller's.
-
-        Whatever name an app is deployed under, its owner is the account that the test has.
-        """
+    def _identify(self, caller: str | None) -> Identity:
+        """Whatever name an app is deployed under, its owner is the account that the test has."""
         users, lifetime = self._identities.users, self._settings().token_lifetime
         user = users.present if caller is None else users.user(caller)
         token = self._identities.issue(user.nickname, lifetime)
-        nickname = None if user.is_owner else user.nickname
-        return str(uuid.uuid4()), nickname, {"x-fal-cdn-token": token.token}
+        account = self._settings().nickname
+        return Identity(str(uuid.uuid4()), user.nickname, account, token.token)
 
 
 def _names_of(deployment: str) -> dict[str, str]:

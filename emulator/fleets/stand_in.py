@@ -1,0 +1,166 @@
+"""Stand-ins for apps of other people: what they answer, in place of an app."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+from pydantic import BaseModel
+
+from emulator.errors import EmulatorError
+from emulator.network.reply import json_reply, reply
+from emulator.runners.log import Log
+from emulator.runners.runner import State
+from emulator.sdk import load_app_module
+
+__all__ = ["SomebodyElses", "StandIn", "code_of"]
+
+#: Answers a request that an app of somebody else's would get.
+Answer = Callable[[httpx.Request], httpx.Response]
+
+_EVENT_STREAM = "text/event-stream"
+
+
+class SomebodyElses:
+    """The code of a stand-in: nothing but what it answers."""
+
+    max_multiplexing = 1000
+    answer: staticmethod[[httpx.Request], httpx.Response]
+
+
+class StandIn:
+    """What a deployment has in place of runners, where nothing has to be booted.
+
+    Args:
+        answer: what it answers.
+        log: collects what it prints, of its errors.
+        in_background: does something in a thread of the test's.
+        is_in_an_app: whether the calling thread is an app's: it has that app's /tmp and request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        answer: Answer,
+        log: Log,
+        in_background: Callable[[str, Callable[[], object]], None],
+        is_in_an_app: Callable[[], bool],
+    ) -> None:
+        self.name = name
+        self.log = log
+        self.state: State = "IDLE"
+        self._answer = answer
+        self._in_background = in_background
+        self._is_in_an_app = is_in_an_app
+
+    def send(self, request: httpx.Request) -> httpx.Response:
+        """Its answer, made by the test: never where an app has called it from."""
+        if not self._is_in_an_app():
+            return self._respond(request)
+        answered, is_there = list[httpx.Response](), threading.Event()
+
+        def respond() -> None:
+            try:
+                answered.append(self._respond(request))
+            finally:
+                is_there.set()
+
+        self._in_background(self.name, respond)
+        is_there.wait()
+        return answered[0]
+
+    def stop(self) -> None:
+        """It is needed no more."""
+        self.state = "TERMINATED"
+
+    def kill(self, reason: str = "") -> None:
+        """It is ended."""
+        self.state = "TERMINATED"
+
+    def _respond(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST" and request.url.path.endswith("/cancel"):
+            return json_reply({"detail": "Not Found"}, 404)
+        try:
+            return self._answer(request)
+        except Exception as error:
+            self.log.append(traceback.format_exc(), "STDERR")
+            return _refused(error)
+
+
+def code_of(name: str, given: object) -> type:
+    """What was given to ``deploy``: an app's class, or one made of what a stand-in answers.
+
+    Raises:
+        EmulatorError: it is neither; says what to write.
+    """
+    if isinstance(given, type) and issubclass(given, load_app_module().App):
+        return given
+    if isinstance(given, type) or not (callable(given) or _is_content(given)):
+        raise EmulatorError(
+            f"{given!r} is neither a subclass of fal.App nor an answer. "
+            f'Write deploy("{name}", MyApp), without instantiating it; or what an app of somebody '
+            f'else\'s answers: deploy("{name}", {{"images": []}}), or a function of its arguments: '
+            f'deploy("{name}", lambda arguments: {{"seed": arguments["seed"]}}).'
+        )
+    return type("a stand-in", (SomebodyElses,), {"answer": staticmethod(_answer(given))})
+
+
+def _answer(given: object) -> Answer:
+    if not callable(given):
+        return lambda _request: _response(given)
+    function, wants_request = given, _takes_two(given)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        arguments = _arguments(request)
+        return _response(function(arguments, request) if wants_request else function(arguments))
+
+    return answer
+
+
+def _is_content(given: object) -> bool:
+    return given is None or isinstance(given, (dict, list, str, BaseModel, httpx.Response))
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(one.kind in kinds and one.default is one.empty for one in parameters) > 1
+
+
+def _arguments(request: httpx.Request) -> Any:
+    try:
+        return json.loads(request.read() or b"{}")
+    except ValueError:
+        return {}
+
+
+def _response(content: object) -> httpx.Response:
+    if isinstance(content, httpx.Response):
+        return httpx.Response(
+            content.status_code, headers=content.headers.raw, content=content.read()
+        )
+    if isinstance(content, BaseModel):
+        return json_reply(content.model_dump(mode="json"))
+    if isinstance(content, Iterator):
+        events = (f"data: {json.dumps(_plain(event))}\n\n".encode() for event in content)
+        response = reply(content_type=_EVENT_STREAM, stream=events)
+        response.extensions["fal_may_wait"] = True
+        return response
+    return json_reply(content)
+
+
+def _plain(event: object) -> object:
+    return event.model_dump(mode="json") if isinstance(event, BaseModel) else event
+
+
+def _refused(error: Exception) -> httpx.Response:
+    """As a web framework answers: with the status that an exception names, else 500."""
+    status, detail = getattr(error, "status_code", 500), getattr(error, "detail", None)
+    if isinstance(status, int) and detail is not None:
+        return json_reply({"detail": detail}, status)
+    return reply(500, "Internal Server Error", content_type="text/plain; charset=utf-8")
