@@ -35,6 +35,7 @@ __all__ = [
     "pickle_app",
     "publish_current_app",
     "quick_package_list",
+    "tell_fal_client",
     "warm_package_list",
 ]
 
@@ -372,6 +373,17 @@ def publish_current_app(app: object) -> None:
     Not through ``set_current_app``, which insists on one app a process.
     """
     sys.modules["fal.ref"].current_app = app  # type: ignore[attr-defined]
+
+
+def tell_fal_client(app_here: Callable[[], Any]) -> None:
+    """Have fal_client ask for the app of the calling thread, and not for the one of the process.
+
+    The test calls from outside of all apps: no request's token is to go along with its calls, and
+    none that comes back is the app's.
+    """
+    headers = sys.modules.get("fal_client._headers")
+    if headers is not None:
+        headers.set_get_current_app(app_here)
 
 
 def pickle_app(app: Any, sender: Sender) -> bytes:

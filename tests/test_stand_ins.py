@@ -198,14 +198,24 @@ def test_an_app_calls_it(chaining, fal_gateway, path):
     assert fal_client.run("tester/app", {"prompt": "a cat"}, path=path) == {"prompt": "a cat"}
 
 
-def test_it_does_not_run_where_the_app_runs(fal_gateway, fal_tmp):
+def test_it_does_not_run_where_the_app_runs(fal_gateway):
     def answer(arguments):
-        request = fal.ref.get_current_app().current_request
-        return {"tmp": Path("/tmp/own").exists(), "request": request}
+        return {"tmp": Path("/tmp/own").exists()}
 
     fal_gateway.deploy("tester/app", Chaining)
     fal_gateway.deploy(FLUX, answer)
-    assert fal_client.run("tester/app", {}) == {"tmp": False, "request": None}
+    assert fal_client.run("tester/app", {}) == {"tmp": False}
+
+
+def test_what_it_calls_itself_is_not_called_for_the_app(fal_gateway):
+    fal_gateway.deploy("tester/app", Chaining)
+    fal_gateway.deploy(FLUX, lambda _: fal_client.run("fal-ai/captions", {}))
+    fal_gateway.deploy("fal-ai/captions", {})
+    fal_client.run("tester/app", {})
+    fal_client.run("tester/app", {})
+    calls = fal_gateway.deployments["fal-ai/captions"].calls
+    tokens = fal_gateway.deployments[FLUX].calls[0].headers["x-fal-cdn-token"]
+    assert [call.headers["x-fal-cdn-token"] == tokens for call in calls] == [False, False]
 
 
 def test_a_file_that_it_puts_is_not_the_calling_apps(fal_gateway, fal_cdn):

@@ -19,7 +19,12 @@ from emulator.runners.log import Log
 from emulator.runners.output import OutputSplitter
 from emulator.runners.runner import Runner, Surroundings
 from emulator.runners.thread import ThreadRunner
-from emulator.sdk import load_app_module, publish_current_app, quick_package_list
+from emulator.sdk import (
+    load_app_module,
+    publish_current_app,
+    quick_package_list,
+    tell_fal_client,
+)
 from emulator.storage import mounts
 from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER, parse_preference
 from emulator.users import nickname_of
@@ -301,6 +306,8 @@ class Runners:
             self._names[runner.namespace] = runner.name
             self._output.install()
             self._publish()
+        elif state == "IDLE":
+            tell_fal_client(self._app_here)  # the SDK has told it otherwise as the app was set up
         elif state in ("END", "TERMINATED"):
             # Both: the thread of a killed runner may not end, in a blocking endpoint.
             # The kernel gives the number of a namespace that is gone to the next one.
