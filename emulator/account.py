@@ -424,6 +424,9 @@ class Emulator:
         runners.ended = self._gateway.runner_ended
         runners.connect(self._network.wire, self._network.resolver)
         self.clock.volumes = runners.backings
+        self.clock.before_moving = lambda: self._gateway.come_to_rest_before_time_passes(
+            unless=lambda: self.faults.holds
+        )
         self.faults.killer = Killer(
             runners.named, runners.newest_process, lambda: self._disk.directory
         )

@@ -44,6 +44,8 @@ class Clock:
 
     def __init__(self, files: FileTimes | None = None) -> None:
         self.volumes: Callable[[], Iterable[str]] = tuple
+        #: Called before the clock is moved by the test; by sleeps it is not.
+        self.before_moving: Callable[[], object] = lambda: None
         self._lock = threading.RLock()
         self._files = files or FileTimes()
         self._subscribers: list[tuple[bool, Subscriber]] = []
@@ -131,6 +133,7 @@ class Clock:
                 "clock.advance(90) for seconds, or clock.advance(timedelta(days=30))."
             )
         step = _nanoseconds_of(named) + _nanoseconds_of(delta or 0)
+        self.before_moving()
         return self._travel(self._nanoseconds() + step, lambda now: now + step)
 
     def move_to(self, moment: datetime) -> datetime:
@@ -139,6 +142,7 @@ class Clock:
         Raises ``ValueError`` if ``moment`` has no time zone.
         """
         target = _since_epoch(moment, "move_to")
+        self.before_moving()
         return self._travel(target, lambda _: target)
 
     def on(

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import fal
@@ -735,6 +735,24 @@ def test_what_was_to_be_warm_is_warm_again(deploy):
     deployment.redeploy(Newer)
     deployment.settle()
     assert [runner.app_class for runner in deployment.runners] == [Newer]
+
+
+def test_a_start_under_way_does_not_take_the_time_that_the_clock_is_moved_by(deploy, fal_clock):
+    deployment = deploy(Counting)
+    deployment.hold()
+    deployment.submit("/", json={})
+    fal_clock.advance(hours=2)
+    fal_clock.move_to(fal_clock.now() + timedelta(hours=2))
+    assert deployment.run_next().response.status_code == 200
+    assert names(deployment) == ["runner-1"]
+
+
+def test_a_handler_at_work_does_not_take_it_either(deploy, fal_clock):
+    deployment = deploy(Counting, request_timeout=60)
+    deployment.post("/", json={})
+    calls = [deployment.submit("/", json={}) for _ in range(3)]
+    fal_clock.advance(hours=2)
+    assert [len(call.attempts) for call in calls] == [1, 1, 1]
 
 
 # --- one by one -----------------------------------------------------------------------------------

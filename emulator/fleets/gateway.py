@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Gateway"]
 
 _PATIENCE = 5.0
+_GRACE = 0.25
 _STEP = 0.02
 
 
@@ -251,9 +252,17 @@ class Gateway:
             unless: whether something is held, so that there is no point in waiting.
         """
         for dispatch in self._dispatches:
-            for _ in range(int(_PATIENCE / _STEP)):
-                if unless() or dispatch.wait_until(partial(_is_quiet, dispatch), _STEP):
-                    break
+            _wait_for(dispatch, _is_quiet, _PATIENCE, unless)
+
+    def come_to_rest_before_time_passes(self, unless: Callable[[], bool]) -> None:
+        """The same, before the test moves the clock.
+
+        What starts by itself, or runs, takes real milliseconds: it shall not seem to take the hours
+        that the clock is moved by. A handler may well wait for the test, though.
+        """
+        for dispatch in self._dispatches:
+            _wait_for(dispatch, lambda one: not one.fleet.is_booting, _PATIENCE, unless)
+            _wait_for(dispatch, _is_quiet, _GRACE, unless)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -307,6 +316,17 @@ def _names_of(deployment: str) -> dict[str, str]:
     """What only a runner with an environment of its own can be told."""
     owner, _, app = deployment.partition("/")
     return {"FAL_APP_NAME": app, "FAL_APP_ID": f"emulated-{app}", "FAL_USER_NICKNAME": owner}
+
+
+def _wait_for(
+    dispatch: Dispatch,
+    condition: Callable[[Dispatch], bool],
+    seconds: float,
+    unless: Callable[[], bool],
+) -> None:
+    for _ in range(int(seconds / _STEP)):
+        if unless() or dispatch.wait_until(partial(condition, dispatch), _STEP):
+            return
 
 
 def _rests(dispatch: Dispatch) -> bool:
