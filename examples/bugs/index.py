@@ -32,6 +32,7 @@ TOPICS = (
     "Uploads by way of the node",
     "Lifetime and readers of uploads",
     "Results kept in memory",
+    "Apps that call apps",
     "Compiled kernels",
     "The KV store",
     "Repositories",
