@@ -20,6 +20,7 @@ from emulator.distributed.data import DistributedData
 from emulator.environment import Environment
 from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
+from emulator.fleets.webhooks import Webhooks
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.files import FilesHost, PlatformFilesHost
 from emulator.hosts.git import Git
@@ -31,6 +32,7 @@ from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
 from emulator.hosts.s3 import S3Host
 from emulator.hosts.uploader import UploaderHost
+from emulator.hosts.webhooks import WebhookReceiver
 from emulator.identity import Identities
 from emulator.ledger import Ledger
 from emulator.network.faults import Faults
@@ -226,6 +228,13 @@ class Emulator:
         return self._gateway
 
     @property
+    def webhooks(self) -> WebhookReceiver:
+        """The test's receiver of webhooks."""
+        self._check_active("webhooks")
+        self._gateway.be_ready()
+        return self._receiver
+
+    @property
     def fork_server(self) -> int | None:
         """The process that runners' processes are forked from; None before the first of them."""
         return self._runners.fork_server if self._prepared else None
@@ -243,6 +252,7 @@ class Emulator:
         """
         if self.active:
             self._gateway.come_to_rest(unless=lambda: self.faults.holds)
+            self._webhooks.come_to_rest()
 
     # --- lifetime --------------------------------------------------------------------------------
 
@@ -299,6 +309,7 @@ class Emulator:
             undo.callback(self._gateway.end)
             undo.callback(self._runners.stop_all)
             undo.callback(self._gateway.close)
+            undo.callback(self._webhooks.end)
             undo.callback(self._sdk.end_retries)
             # First of all: what a gate holds would keep runners and connections from ending.
             undo.callback(self.faults.end)
@@ -390,6 +401,12 @@ class Emulator:
             router.dispatch,
             lambda: self.faults.holds,
         )
+        clock, dispatch, start = self.clock, router.dispatch, self._gateway.in_background
+        self._webhooks = Webhooks(
+            clock, self.ledger, dispatch, settings, start, lambda: self.faults.holds
+        )
+        me = lambda: users.present.id  # noqa: E731
+        self._receiver = WebhookReceiver(self._webhooks, clock, dispatch, settings, me)
         self._connect()
         self._prepared = True
 
@@ -401,11 +418,13 @@ class Emulator:
         self._payloads = Payloads(self._cdn, self.clock.now)
         self._payloads.offer(platform)
         self._payloads.removers = [runners.has_served, self._gateway.has_called]
+        rest = RestHost(self._cdn, self._identities, runners.is_outside_of_requests)
+        self._receiver.offer(rest.public, platform.public)
         self._network.router.hosts = [
             self.origin,
             files,
             PlatformFilesHost(files),
-            RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
+            rest,
             CDNHost(self._cdn, self._identities),
             KVHost(self._kv, self._identities),
             UploaderHost(
@@ -416,6 +435,7 @@ class Emulator:
             ),
             platform,
             RunnerHost(runners.named),
+            self._receiver,
             S3Host(self._moto, self.clock.now),
             self._google,
         ]
@@ -439,6 +459,7 @@ class Emulator:
         self._network.reset()
         self._runners.reset()
         self._gateway.reset()
+        self._receiver.reset()
         self._git.reset(self.settings)
         self._google.reset()
         self.buckets.reset()

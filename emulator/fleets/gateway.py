@@ -174,6 +174,10 @@ class Gateway:
         """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
         return self._runners().is_in_an_app()
 
+    def be_ready(self) -> None:
+        """See to it that :meth:`in_background` works; called in the test's thread."""
+        self._crew.begin()
+
     def in_background(self, name: str, job: Callable[[], object]) -> None:
         """Do something in a thread of the test's; what it raises, the test gets to see."""
 
