@@ -401,9 +401,15 @@ class Emulator:
             router.dispatch,
             lambda: self.faults.holds,
         )
-        clock, dispatch, start = self.clock, router.dispatch, self._gateway.in_background
+        clock, dispatch, gateway = self.clock, router.dispatch, self._gateway
         self._webhooks = Webhooks(
-            clock, self.ledger, dispatch, settings, start, lambda: self.faults.holds
+            clock,
+            self.ledger,
+            dispatch,
+            settings,
+            gateway.in_background,
+            lambda: self.faults.holds,
+            gateway.is_in_an_app,
         )
         me = lambda: users.present.id  # noqa: E731
         self._receiver = WebhookReceiver(self._webhooks, clock, dispatch, settings, me)

@@ -345,7 +345,8 @@ class WebhookReceiver:
     def _answered(self) -> int:
         """How many have come whose attempt is over."""
         attempts = [self._attempts.get(webhook) for webhook in self.received]
-        return sum(attempt is None or attempt.is_over for attempt in attempts)
+        ended = self._webhooks.has_ended
+        return sum(attempt is None or ended(attempt) for attempt in attempts)
 
     def _why_not(self, count: int, timeout: float) -> str:
         came, others = self._answered(), [repr(one)[1:-1] for one in self.deliveries]
