@@ -159,10 +159,10 @@ class Webhooks:
         delivery = Delivery(url, request_id, gateway_request_id, user_id, body)
         with self.changed:
             self.deliveries.append(delivery)
-            if not self._is_open:
+            if self._is_open:
+                self._begin(delivery)
+            else:
                 self._drop(delivery)
-                return delivery
-        self._begin(delivery)
         return delivery
 
     @property
