@@ -20,6 +20,7 @@ from emulator.distributed.data import DistributedData
 from emulator.environment import Environment
 from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
+from emulator.fleets.webhooks import Webhooks
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.files import FilesHost, PlatformFilesHost
 from emulator.hosts.gateway import GatewayHost
@@ -32,6 +33,7 @@ from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
 from emulator.hosts.s3 import S3Host
 from emulator.hosts.uploader import UploaderHost
+from emulator.hosts.webhooks import WebhookReceiver
 from emulator.identity import Identities
 from emulator.ledger import Ledger
 from emulator.network.faults import Faults
@@ -227,6 +229,13 @@ class Emulator:
         return self._gateway
 
     @property
+    def webhooks(self) -> WebhookReceiver:
+        """The test's receiver of webhooks."""
+        self._check_active("webhooks")
+        self._gateway.be_ready()
+        return self._receiver
+
+    @property
     def fork_server(self) -> int | None:
         """The process that runners' processes are forked from; None before the first of them."""
         return self._runners.fork_server if self._prepared else None
@@ -244,6 +253,7 @@ class Emulator:
         """
         if self.active:
             self._gateway.come_to_rest(unless=lambda: self.faults.holds)
+            self._webhooks.come_to_rest()
 
     # --- lifetime --------------------------------------------------------------------------------
 
@@ -300,6 +310,7 @@ class Emulator:
             undo.callback(self._gateway.end)
             undo.callback(self._runners.stop_all)
             undo.callback(self._gateway.close)
+            undo.callback(self._webhooks.end)
             undo.callback(self._sdk.end_retries)
             # First of all: what a gate holds would keep runners and connections from ending.
             undo.callback(self.faults.end)
@@ -391,6 +402,18 @@ class Emulator:
             router.dispatch,
             lambda: self.faults.holds,
         )
+        clock, dispatch, gateway = self.clock, router.dispatch, self._gateway
+        self._webhooks = Webhooks(
+            clock,
+            self.ledger,
+            dispatch,
+            settings,
+            gateway.in_background,
+            lambda: self.faults.holds,
+            gateway.is_in_an_app,
+        )
+        me = lambda: users.present.id  # noqa: E731
+        self._receiver = WebhookReceiver(self._webhooks, clock, dispatch, settings, me)
         self._connect()
         self._prepared = True
 
@@ -402,11 +425,13 @@ class Emulator:
         self._payloads = Payloads(self._cdn, self.clock.now)
         self._payloads.offer(platform)
         self._payloads.removers = [runners.has_served, self._gateway.delete_payloads]
+        rest = RestHost(self._cdn, self._identities, runners.is_outside_of_requests)
+        self._receiver.offer(rest.public, platform.public)
         self._network.router.hosts = [
             self.origin,
             files,
             PlatformFilesHost(files),
-            RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
+            rest,
             CDNHost(self._cdn, self._identities),
             KVHost(self._kv, self._identities),
             UploaderHost(
@@ -418,12 +443,14 @@ class Emulator:
             platform,
             GatewayHost(self._gateway, self._identities, lambda: self.settings),
             RunnerHost(runners.named),
+            self._receiver,
             S3Host(self._moto, self.clock.now),
             self._google,
         ]
         runners.ended = self._gateway.runner_ended
         runners.connect(self._network.wire, self._network.resolver)
         self.clock.volumes = runners.backings
+        self._gateway.send_webhook = self._webhooks.deliver
         self.clock.before_moving = lambda: self._gateway.come_to_rest_before_time_passes(
             unless=lambda: self.faults.holds
         )
@@ -444,6 +471,7 @@ class Emulator:
         self._network.reset()
         self._runners.reset()
         self._gateway.reset()
+        self._receiver.reset()
         self._git.reset(self.settings)
         self._google.reset()
         self.buckets.reset()

@@ -29,7 +29,7 @@ class Exchange:
     #: Virtual time of the request.
     at: datetime
     #: What sent it: ``"httpx"``, ``"urllib"`` or ``"wire"`` (any other client, over a socket);
-    #: ``"node"``: the node's uploader, to a bucket.
+    #: ``"node"``: the node's uploader, to a bucket; ``"fal"``: the platform, a webhook.
     client: str
     method: str
     #: The URL, with the values of secret parameters replaced by ``***``.

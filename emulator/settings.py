@@ -222,6 +222,28 @@ class Settings(BaseModel):
         "does [§8, pitfall 36].",
     )
 
+    # --- webhooks --------------------------------------------------------------------------------
+    webhook_timeout: timedelta = Field(
+        default=timedelta(seconds=15),
+        gt=timedelta(0),
+        description="How long a receiver may take to answer a webhook [§6.4].",
+    )
+    webhook_retries: tuple[timedelta, ...] = Field(
+        default=tuple(timedelta(seconds=7 * (2**n - 1)) for n in range(1, 11)),
+        description="When a webhook that was not taken is sent again, counted from its first "
+        "delivery: 10 times within 2 hours, as documented. The spacing is assumed: 7 s, doubled "
+        "each time, the last one after 1:59:21 [§6.4].",
+    )
+    webhook_key_padding: bool = Field(
+        default=True,
+        description="Whether the public keys of webhooks end with '=': fal's own sample in Python "
+        "does not decode them otherwise, RFC 7515 leaves it out [§6.4].",
+    )
+    webhook_ip_ranges: tuple[str, ...] = Field(
+        default=("192.88.99.0/24",),
+        description="Where webhooks come from, as the platform API says; it is only said [§6.4].",
+    )
+
     # --- KV --------------------------------------------------------------------------------------
     kv_lifetime: timedelta | None = Field(
         default=timedelta(days=30),

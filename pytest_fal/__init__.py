@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from emulator.fleets.deployment import Deployment
     from emulator.fleets.gateway import Gateway
     from emulator.fleets.options import Scaling
+    from emulator.fleets.webhook_messages import WebhookNotVerifiedError
+    from emulator.fleets.webhooks import Delivery
     from emulator.hosts.git import Git, GitRequest, Submodule
     from emulator.hosts.origin import Origin, ServedFile
+    from emulator.hosts.webhooks import Webhook, WebhookReceiver
     from emulator.ledger import Event, Exchange, Ledger
     from emulator.network.fault import Fault, Gate
     from emulator.network.faults import Faults
@@ -48,6 +51,7 @@ __all__ = [
     "CDNFile",
     "Call",
     "Clock",
+    "Delivery",
     "Deployment",
     "Emulator",
     "Event",
@@ -76,6 +80,9 @@ __all__ = [
     "Uploader",
     "User",
     "Volume",
+    "Webhook",
+    "WebhookNotVerifiedError",
+    "WebhookReceiver",
 ]
 
 # Imported when asked for: this package is loaded in every pytest run of its environment.
@@ -88,6 +95,7 @@ _MODULES = {
     "CDNFile": "emulator.storage.cdn_files",
     "Call": "emulator.fleets.call",
     "Clock": "emulator.clock",
+    "Delivery": "emulator.fleets.webhooks",
     "Deployment": "emulator.fleets.deployment",
     "Emulator": "emulator.account",
     "Event": "emulator.ledger",
@@ -117,6 +125,9 @@ _MODULES = {
     "Uploader": "emulator.storage.node_uploader",
     "User": "emulator.users",
     "Volume": "emulator.storage.volume",
+    "Webhook": "emulator.hosts.webhooks",
+    "WebhookNotVerifiedError": "emulator.fleets.webhook_messages",
+    "WebhookReceiver": "emulator.hosts.webhooks",
 }
 
 

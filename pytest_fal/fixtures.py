@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from emulator.fleets.gateway import Gateway
     from emulator.hosts.git import Git
     from emulator.hosts.origin import Origin
+    from emulator.hosts.webhooks import WebhookReceiver
     from emulator.ledger import Ledger
     from emulator.network.faults import Faults
     from emulator.runners.runner import RunnerFactory
@@ -116,6 +117,12 @@ def fal_ledger(fal_emulator: Emulator) -> Ledger:
 def fal_gateway(fal_emulator: Emulator) -> Gateway:
     """``fal_gateway.deploy("owner/app", MyApp)``: a fleet of runners with a queue before it."""
     return fal_emulator.gateway
+
+
+@pytest.fixture
+def fal_webhooks(fal_emulator: Emulator) -> WebhookReceiver:
+    """A receiver of webhooks: ``submit(..., webhook_url=fal_webhooks.url)``, ``.received``."""
+    return fal_emulator.webhooks
 
 
 @pytest.fixture

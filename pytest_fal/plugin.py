@@ -28,6 +28,7 @@ from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the p
     fal_runner,
     fal_tmp,
     fal_uploader,
+    fal_webhooks,
     running,
 )
 

@@ -9,6 +9,8 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import httpx
+
 from emulator.errors import EmulatorError
 from emulator.fleets.call_queue import Server
 from emulator.fleets.crew import Crew
@@ -86,6 +88,8 @@ class Gateway:
         #: Chooses calls and runners; None: in order.
         self.chance: random.Random | None = None
         self.seed: int | None = None
+        #: Sends a webhook: its URL, the request's id, the last attempt's, the user's, the answer.
+        self.send_webhook: Callable[[str, str, str, str, httpx.Response], object] = _send_nothing
         self._numbers = count(1)
 
     def __repr__(self) -> str:
@@ -183,6 +187,10 @@ class Gateway:
         """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
         return self._runners().is_in_an_app()
 
+    def be_ready(self) -> None:
+        """See to it that :meth:`in_background` works; called in the test's thread."""
+        self._crew.begin()
+
     def in_background(self, name: str, job: Callable[[], object]) -> None:
         """Do something in a thread of the test's; what it raises, the test gets to see."""
 
@@ -205,7 +213,12 @@ class Gateway:
         return self._runners().named(name)
 
     def completed(self, call: Call) -> None:
-        """A call has its answer."""
+        """A call has its answer: tell the receiver of its webhook."""
+        if call.webhook is None or call.response is None:
+            return
+        user = self._identities.users.user(call.caller or self._settings().nickname)
+        last = call.attempts[-1].id if call.attempts else call.request_id
+        self.send_webhook(call.webhook, call.request_id, last, user.id, call.response)
 
     def deployment_at(self, app: str, path: str) -> tuple[Deployment, str] | None:
         """What answers for an endpoint, and the endpoint's path in it.
@@ -310,6 +323,10 @@ class Gateway:
         token = self._identities.issue(user.nickname, lifetime)
         account = self._settings().nickname
         return Identity(str(uuid.uuid4()), user.nickname, account, token.token)
+
+
+def _send_nothing(*_: object) -> None:
+    """Nobody is told."""
 
 
 def _names_of(deployment: str) -> dict[str, str]:

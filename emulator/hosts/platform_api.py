@@ -34,6 +34,8 @@ class PlatformAPI:
 
     def __init__(self, cdn: CDN) -> None:
         self._users = cdn.users
+        #: Calls that need no key.
+        self.public = PathRouter()
         self._paths = PathRouter()
         access = FileAccess(cdn)
         access.offer(self.add, "/v1/storage")
@@ -48,7 +50,10 @@ class PlatformAPI:
         return host == "api.fal.ai"
 
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
-        """Answer; an account's key is needed for everything."""
+        """Answer; an account's key is needed for everything that is not public."""
+        handler, groups = self.public.find(request.method, request.url.path)
+        if handler is not None:
+            return handler(request, exchange, *groups)
         try:
             account = self._users.account(request.headers.get("authorization"), exchange.runner)
             if account is None:

@@ -51,6 +51,8 @@ class RestHost:
         self._cdn = cdn
         self._identities = identities
         self._is_outside_of_requests = is_outside_of_requests
+        #: Calls that need no credentials.
+        self.public = PathRouter()
         self._paths = PathRouter()
         self._paths.add("POST", r"/storage/auth/token", self._token)
         self._paths.add("POST", r"/storage/upload/initiate", self._initiate)
@@ -64,7 +66,10 @@ class RestHost:
         return answers_rest(host)
 
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
-        """Answer; account credentials are needed for everything."""
+        """Answer; account credentials are needed for everything that is not public."""
+        handler, arguments = self.public.find(request.method, request.url.path)
+        if handler is not None:
+            return handler(request, exchange, *arguments)
         handler, arguments = self._paths.find(request.method, request.url.path)
         if handler is None:
             exchange.notes.append("the emulator does not know this call")
