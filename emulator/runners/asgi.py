@@ -49,6 +49,7 @@ class Answer(httpx.SyncByteStream):
         self._over = asyncio.Event()
         self._status: int | None = None
         self._headers: list[tuple[bytes, bytes]] = []
+        self._missing: int | None = None
         #: Whether its reader has been told that the head is there.
         self._announced = False
         self._asked = self._complete = self._done = self._closed = False
@@ -143,14 +144,26 @@ class Answer(httpx.SyncByteStream):
             return  # as uvicorn, which has nobody to send it to
         if message["type"] == "http.response.start":
             self._status, self._headers = message["status"], list(message.get("headers", []))
+            self._missing = _declared_length(self._headers)
             self._loop.call_later(_MOMENT, self._announce)
         elif message["type"] == "http.response.body":
             body = bytes(message.get("body", b""))
-            if not message.get("more_body", False):
+            ends = not message.get("more_body", False)
+            self._check_length(len(body), ends)
+            if ends:
                 self._complete = True
                 self._over.set()
             if body and self._request.method != "HEAD":
                 await self._conduit.put(body)
+
+    def _check_length(self, size: int, ends: bool) -> None:
+        """Refuse another length than the head says, as uvicorn does."""
+        if self._missing is None or self._request.method == "HEAD":
+            return
+        self._missing -= size
+        if self._missing < 0 or (ends and self._missing):
+            how = "longer" if self._missing < 0 else "shorter"
+            raise RuntimeError(f"Response content {how} than Content-Length")
 
     def _announce(self) -> None:
         with self._changed:
@@ -167,6 +180,13 @@ class Answer(httpx.SyncByteStream):
     def _disconnect(self) -> None:
         self._over.set()
         self._conduit.release()
+
+
+def _declared_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    for name, value in headers:
+        if name.lower() == b"content-length":
+            return int(value)
+    return None
 
 
 def connection_scope(request: httpx.Request) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class Body(httpx.SyncByteStream):
         except GeneratorExit:
             self.close()
             raise
-        except BaseException as error:
+        except BaseException as error:  # the app's, or of its reader, who waited for it
+            self._source.close()
             self._finish(error)
             raise
         self._finish(None)
