@@ -104,6 +104,8 @@ class Call:
         self.attempts: list[Attempt] = []
         #: What the caller gets; None until it is COMPLETED.
         self.response: httpx.Response | None = None
+        #: Whether its caller has the response while the app makes it.
+        self.comes_in_pieces = False
         #: Virtual time at which it was COMPLETED.
         self.completed_at: datetime | None = None
         #: Why it will have no response: dropped at a test's end.

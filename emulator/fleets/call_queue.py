@@ -33,6 +33,9 @@ class Server(Protocol):
     def send(self, request: httpx.Request) -> httpx.Response:
         """Let it answer a request."""
 
+    def open(self, request: httpx.Request) -> httpx.Response:
+        """Let it answer a request, and return as soon as the head of its answer is there."""
+
     def stop(self) -> None:
         """Shut it down in order."""
 

@@ -22,6 +22,8 @@ from emulator.fleets.call_queue import CallQueue, Member, Server, choose_member
 from emulator.fleets.fleet import Fleet, Job, Platform
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import ErrorType, Outcome, judge
+from emulator.runners.body import Body
+from emulator.runners.errors import IncompleteAnswerError
 from emulator.runners.runner import RunnerError, RunnerKilled
 
 if TYPE_CHECKING:
@@ -208,8 +210,13 @@ class Dispatch:
         assert member.runner is not None
         response = None
         try:
-            response = member.runner.send(_request(call, member.runner, call.path))
+            response = member.runner.open(_request(call, member.runner, call.path))
+            if call.direct and _comes_in_pieces(response):
+                self._pass_on(turn, response)
+                return
             response.read()
+        except IncompleteAnswerError:
+            outcome, response = self._incomplete(call, member)
         except (RunnerError, RunnerKilled):
             self.go_on()  # which knows why, if it was for its time
             outcome = Outcome(None, error="runner_disconnected")
@@ -227,6 +234,36 @@ class Dispatch:
             headers = {name.lower(): value for name, value in response.headers.items()}
             outcome = Outcome(response.status_code, headers)
         self._end(member, attempt, outcome, response)
+
+    def _pass_on(self, turn: Turn, response: httpx.Response) -> None:
+        """Let a caller have an answer while the app makes it; the turn is over when that is."""
+        call, attempt, member = turn
+        body = response.stream
+        assert isinstance(body, Body)
+        outcome = Outcome(response.status_code, dict(response.headers))
+
+        def end(error: BaseException | None) -> None:
+            assert member.runner is not None
+            lost = error is not None and member.runner.state == "TERMINATED"
+            final = Outcome(None, error="runner_disconnected") if lost else outcome
+            if body.was_left and not call.cancelled:
+                self.cancel(call, "client_disconnected")
+            self._end(member, attempt, final, response)
+
+        call.response = gateway_headers.answer(response, call.request_id, member.name)
+        call.comes_in_pieces = True
+        body.then(end)
+        with self.changed:
+            self.changed.notify_all()
+
+    @staticmethod
+    def _incomplete(call: Call, member: Member) -> tuple[Outcome, httpx.Response | None]:
+        """The body of an answer has ended before it was whole."""
+        assert member.runner is not None
+        if member.runner.state == "TERMINATED":
+            return Outcome(None, error="runner_disconnected"), None
+        response = gateway_headers.error("runner_incomplete_response", call.request_id)
+        return Outcome(response.status_code), response
 
     def _end(
         self, member: Member, attempt: Attempt, outcome: Outcome, response: httpx.Response | None
@@ -342,7 +379,9 @@ class Dispatch:
         return self._answer(call, response)
 
     def _answer(self, call: Call, response: httpx.Response) -> Job:
-        call.response, call.completed_at = response, self.clock.now()
+        if not call.comes_in_pieces:  # else its caller has it already
+            call.response = response
+        call.completed_at = self.clock.now()
 
         def publish() -> None:
             with self.changed:
@@ -357,7 +396,7 @@ class Dispatch:
     ) -> Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]:
         """Take a call out of the queue, or tell its runner."""
         with self.changed:
-            if call.over.is_set() or call.response is not None:
+            if call.over.is_set() or (call.response is not None and not call.comes_in_pieces):
                 return "ALREADY_COMPLETED"
             call.cancelled = True
             member = self.fleet.member(call.turn.runner) if call.turn is not None else None
@@ -391,10 +430,17 @@ def _final(
     call: Call, member: Member, outcome: Outcome, response: httpx.Response | None
 ) -> httpx.Response:
     """What the caller gets."""
+    if response is not None and call.comes_in_pieces:
+        return response
     if response is not None:
         return gateway_headers.answer(response, call.request_id, member.name)
     kind = "client_cancelled" if call.cancelled else outcome.error
     return gateway_headers.error(kind or "runner_disconnected", call.request_id)
+
+
+def _comes_in_pieces(response: httpx.Response) -> bool:
+    """Whether an app makes its answer piece by piece: it does not say how long it will be."""
+    return isinstance(response.stream, Body) and "content-length" not in response.headers
 
 
 def _in_words(outcome: Outcome) -> str:

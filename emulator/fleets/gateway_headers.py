@@ -37,6 +37,7 @@ _STATUS: Mapping[ErrorType, tuple[int, str]] = {
     "runner_disconnected": (503, "Runner disconnected"),
     "runner_connection_refused": (503, "Runner refused the connection"),
     "runner_connection_error": (503, "Connection to the runner failed"),
+    "runner_incomplete_response": (502, "The runner's response was incomplete"),
     "client_cancelled": (499, "Request was cancelled by the client"),
     "client_disconnected": (499, "The client closed the connection"),
     "bad_request": (400, "Bad request"),
@@ -86,14 +87,16 @@ def start_deadline(text: str | None) -> float | None:
 
 
 def answer(response: httpx.Response, request_id: str, runner: str) -> httpx.Response:
-    """An app's answer as its caller gets it."""
+    """An app's answer as its caller gets it; a body that has not been read stays what it is."""
     headers = [
         (name, value)
         for name, value in response.headers.multi_items()
         if name.lower() not in _STRIPPED and name.lower() != "x-fal-request-id"
     ]
     headers += [("x-fal-request-id", request_id), ("x-fal-served-from", runner)]
-    return httpx.Response(response.status_code, headers=headers, content=response.content)
+    if response.is_stream_consumed:
+        return httpx.Response(response.status_code, headers=headers, content=response.content)
+    return httpx.Response(response.status_code, headers=headers, stream=response.stream)
 
 
 def error(kind: ErrorType, request_id: str, detail: str | None = None) -> httpx.Response:

@@ -27,6 +27,7 @@ ErrorType = Literal[
     "runner_disconnected",
     "runner_connection_refused",
     "runner_connection_error",
+    "runner_incomplete_response",
     "client_cancelled",
     "client_disconnected",
     "bad_request",

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from emulator.errors import EmulatorError
 from emulator.network.reply import json_reply, reply
+from emulator.runners.body import Body
 from emulator.runners.log import Log
 from emulator.runners.runner import State
 from emulator.sdk import load_app_module
@@ -60,14 +61,24 @@ class StandIn:
         self._is_in_an_app = is_in_an_app
 
     def send(self, request: httpx.Request) -> httpx.Response:
+        """Its answer."""
+        response = self.open(request)
+        response.read()
+        return response
+
+    def open(self, request: httpx.Request) -> httpx.Response:
         """Its answer, made by the test: never where an app has called it from."""
         if not self._is_in_an_app():
-            return self._respond(request)
+            response = self._respond(request)
+            response.stream = Body(response, request.method, _nothing)
+            return response
         answered, is_there = list[httpx.Response](), threading.Event()
 
         def respond() -> None:
             try:
-                answered.append(self._respond(request))
+                response = self._respond(request)
+                response.read()
+                answered.append(response)
             finally:
                 is_there.set()
 
@@ -95,6 +106,10 @@ class StandIn:
                 self.log.append(text, "STDERR")
                 sys.stderr.write(text)
             return response
+
+
+def _nothing(_error: object) -> None:
+    """Nothing more is to be done when an answer is over."""
 
 
 def code_of(name: str, given: object) -> type:

@@ -90,7 +90,7 @@ def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Respo
     """
     caller.begin(dispatch)
     try:
-        while not call.over.is_set():
+        while not _is_answered(call):
             _come_closer(dispatch, call, caller)
             caller.check()
             _raise_if_broken(dispatch)
@@ -112,12 +112,16 @@ def _come_closer(dispatch: Dispatch, call: Call, caller: Caller) -> None:
             _pass_time(dispatch, call)
     elif not caller.may_leave:
         dispatch.perform(dispatch.turn_of(call, turn))
-        call.over.wait()
+        _wait(dispatch, lambda: _is_answered(call))
     else:
         if not call.begun:
             call.begun = True
             dispatch.do([dispatch.performing(dispatch.turn_of(call, turn))])
-        _wait(dispatch, call.over.is_set)
+        _wait(dispatch, lambda: _is_answered(call))
+
+
+def _is_answered(call: Call) -> bool:
+    return call.over.is_set() or call.comes_in_pieces
 
 
 def settle(dispatch: Dispatch, timeout: float) -> None:

@@ -13,6 +13,7 @@ from emulator.fleets.call import Incoming
 from emulator.fleets.endpoint_ids import endpoint_of
 from emulator.fleets.waiting import Caller
 from emulator.hosts.queue import QueueAPI
+from emulator.hosts.runner import passed_on
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
 from emulator.network.router import WouldBlock
@@ -94,7 +95,7 @@ class GatewayHost:
         patience = request.extensions.get("timeout", {}).get("read")
         hang_up = request.extensions.get("fal_wait")
         check = None if hang_up is None else lambda: hang_up(0)
-        return deployment.answer(asked, Caller(patience, check))
+        return passed_on(deployment.answer(asked, Caller(patience, check)), request)
 
     def _renew_token(self, request: httpx.Request, response: httpx.Response) -> None:
         """Extend the token of an app that calls another one: it may read what that one makes.

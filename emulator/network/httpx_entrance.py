@@ -188,7 +188,8 @@ class _Errors:
         chunks = iter(self)
         while True:  # where the body makes its reader wait, it is not the event loop that waits
             if self._may_wait:
-                chunk = await anyio.to_thread.run_sync(next, chunks, None)
+                # Who gives up does not wait for a chunk either: closing the body ends the thread.
+                chunk = await anyio.to_thread.run_sync(next, chunks, None, abandon_on_cancel=True)
             else:
                 chunk = next(chunks, None)
             if chunk is None:

@@ -130,8 +130,9 @@ class Network:
             raise Stall from error
         except OSError as error:
             raise Abort(reset=True) from error
-        if self.router.faults.active:
-            response.stream = Body(_aborting(response.stream))  # type: ignore[arg-type]
+        if self.router.faults.active or response.extensions.get("fal_may_wait"):
+            stream = response.stream
+            response.stream = Body(_aborting(stream), inner=stream)  # type: ignore[arg-type]
         return response
 
     # --- sockets that have not sent a request yet -------------------------------------------------

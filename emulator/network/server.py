@@ -60,8 +60,9 @@ class Server:
 
     The handler is called in a thread of the connection, with these ``request.extensions``:
     ``fal_client`` is ``"wire"``; ``fal_peer`` is a `Peer` or None; ``fal_wait(seconds)`` sleeps,
-    raising `ClientGoneError` as soon as the client is gone; ``fal_hasten()`` makes the client's
-    next read time out at once; ``fal_arrived()`` waits until its side has all that was sent. It has
+    raising `ClientGoneError` as soon as the client is gone; ``fal_wait_for(descriptor)`` does so
+    until that can be read; ``fal_hasten()`` makes the client's next read time out at once;
+    ``fal_arrived()`` waits until its side has all that was sent. It has
     to read the request's body before it returns. An exception's ``fal_response``, if it has one, is
     its answer; any other but `Abort` and `Stall` is answered with a 500 and kept in ``errors``.
     """
@@ -260,6 +261,14 @@ class Connection:
         if poller.poll(None if seconds is None else seconds * 1000):
             raise ClientGoneError("The client hung up while it was let wait.")
 
+    def wait_for(self, descriptor: int) -> None:
+        """Wait until that can be read; ClientGoneError as soon as the client hangs up."""
+        poller = select.poll()
+        poller.register(self._socket, _HANG_UP)
+        poller.register(descriptor, select.POLLIN)
+        if self._socket.fileno() in (ready for ready, _ in poller.poll()):
+            raise ClientGoneError("The client hung up before it had all of the answer.")
+
     def hasten(self) -> bool:
         """Let the client's reads time out at once, but for one that has begun; whether they do."""
         return False
@@ -323,6 +332,7 @@ class Connection:
             "fal_client": "wire",
             "fal_peer": self.peer,
             "fal_wait": self.wait,
+            "fal_wait_for": self.wait_for,
             "fal_hasten": self.hasten,
             "fal_arrived": self.arrived,
         }

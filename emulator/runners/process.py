@@ -18,6 +18,8 @@ import httpx
 
 from emulator.errors import EmulatorError
 from emulator.runners.channel import Channel, ChannelClosedError, Handler
+from emulator.runners.errors import IncompleteAnswerError
+from emulator.runners.http_answer import HttpAnswer
 from emulator.runners.log import Log
 from emulator.runners.measuring import coverage_options
 from emulator.runners.output import Transcript
@@ -36,6 +38,8 @@ __all__ = ["ProcessRunner", "Services"]
 _APP_PORT = 8080
 #: What still holds its output open then is no process of the runner's.
 _READ_SECONDS = 5.0
+#: A connection breaks a moment before the process that had it has ended.
+_DYING_MILLISECONDS = 50
 _SLOW = frozenset({"wake", "lookup", "connect"})
 _tickets = count(1)
 
@@ -88,7 +92,6 @@ class ProcessRunner(Runner):
         self.log = Log(around.clock.now)
         self._transcript = Transcript(self.log)
         self._reader = threading.Thread(target=self._read, name=f"fal-{name}", daemon=True)
-        self._http: httpx.HTTPTransport | None = None
         self._failure: BaseException | None = None
         self._told_all = threading.Event()
         #: Its process id, once it has one.
@@ -235,8 +238,6 @@ class ProcessRunner(Runner):
             self._reader.join(_READ_SECONDS)
         if self._channel is not None:
             self._channel.close()
-        if self._http is not None:
-            self._http.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
         if self._view is not None:
@@ -304,25 +305,28 @@ class ProcessRunner(Runner):
 
     # --- requests --------------------------------------------------------------------------------
 
-    def deliver(self, request: httpx.Request) -> httpx.Response:
-        """Have the app answer."""
-        with self._lock:  # of several requests at once the first makes it
-            if self._http is None:
-                # None is used twice: uvicorn closes a connection after an app's exception, and a
-                # request that is sent at that moment would seem to have met the runner's end.
-                limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-                self._http = httpx.HTTPTransport(limits=limits)
-        url = request.url.copy_with(scheme="http", host="127.0.0.1", port=self.port)
-        forwarded = httpx.Request(
-            request.method, url, headers=request.headers, content=request.read()
-        )
+    def begin(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer, until its head is there."""
+        # Over a connection of its own: uvicorn closes one after an app's exception, and a request
+        # that is sent over it at that moment would seem to have met the runner's end.
+        what = f"{request.method} {request.url.path}"
         try:
-            response = self._http.handle_request(forwarded)
-            response.read()
-        except httpx.TransportError:
+            assert self.port is not None
+            return HttpAnswer(self.port, lambda: self._broken(what)).ask(request)
+        except OSError:
             self._await_exit_of_a_broken_connection()
-            raise self._lost(f"{request.method} {request.url.path}") from None
-        return response
+            raise self._lost(what) from None
+
+    def _broken(self, what: str) -> IncompleteAnswerError:
+        """What a reader is told of a body whose connection broke."""
+        if self.end is None and self._is_dying():
+            self._await_exit()
+        return self._cut_short(what)
+
+    def _is_dying(self) -> bool:
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(_DYING_MILLISECONDS))
 
     def _await_exit_of_a_broken_connection(self) -> None:
         """A connection breaks a moment before its process is reaped."""

@@ -250,6 +250,8 @@ class Runners:
     def stop_all(self) -> None:
         """Shut down every runner that is still alive, the newest first; raises the first error."""
         errors = []
+        for runner in self.all:
+            runner.hang_up()  # clients that are still there are about to go away
         for runner in reversed(self.all):
             try:
                 runner.stop()

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import httpx
 
-from emulator.errors import EmulatorError
+from emulator.runners.errors import (
+    HandshakeRefusedError,
+    IncompleteAnswerError,
+    RunnerError,
+    RunnerKilled,
+    StartupError,
+)
 from emulator.runners.output import without_noise
 from emulator.runners.supervision import Supervision
 
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
     from emulator.users import User
 
 __all__ = [
+    "HandshakeRefusedError",
+    "IncompleteAnswerError",
     "Runner",
     "RunnerError",
     "RunnerFactory",
@@ -56,21 +64,6 @@ Result = TypeVar("Result")
 
 _FINISH_SECONDS = 10.0
 _ENDING = ("DRAINING", "TERMINATING", "TERMINATED")
-
-
-class RunnerError(EmulatorError):
-    """A runner could not do what the test asked of it."""
-
-
-class StartupError(RunnerError):
-    """A runner ended before its app was set up, without an exception of the app's."""
-
-
-class RunnerKilled(BaseException):
-    """Ends the code of a runner in a thread that is killed while it sleeps.
-
-    As a signal does, it passes by ``except Exception``.
-    """
 
 
 @dataclass
@@ -384,19 +377,41 @@ class Runner(abc.ABC):
         Raises:
             RunnerError: it takes no requests, or ended before it answered.
         """
+        response = self.open(request)
+        response.read()
+        return response
+
+    def open(self, request: httpx.Request) -> httpx.Response:
+        """As :meth:`send`, but only until the app has sent the head of its answer.
+
+        The answer's ``stream`` has the body as the app sends it. The request is in flight until
+        that is read to its end, or closed: then the app sees its client go away.
+
+        Raises:
+            RunnerError: it takes no requests, or ended before it answered. Of the stream,
+                IncompleteAnswerError: the app raised, or the runner ended, before it was whole.
+        """
+        refusal = self._admit(request)
+        if refusal is not None:
+            return refusal
+        try:
+            return self._supervision.open(request, self._show)
+        finally:
+            self._show()
+
+    def _admit(self, request: httpx.Request) -> httpx.Response | None:
+        """What the gateway does with a request before the app gets it; its own answer, if any."""
         self.check_takes_requests()
         self._refuse_from_inside(
             "wait for the event loop that this call runs on. Use a sync endpoint or "
             "asyncio.to_thread to call a runner from itself."
         )
         self._add_gateway_headers(request)
-        refusal = self._around.intercept(self, request)
-        if refusal is not None:
-            return refusal
-        try:
-            return self._supervision.serve(request)
-        finally:
-            self._show()
+        return self._around.intercept(self, request)
+
+    def hang_up(self) -> None:
+        """End all answers and websockets that are under way, as clients that go away do."""
+        self._supervision.hang_up()
 
     def check_health(self, failures: int | None = None) -> bool:
         """Do the platform's health check; the runner is killed if it fails [§4.5].
@@ -414,8 +429,8 @@ class Runner(abc.ABC):
         return self._supervision.check_health(failures)
 
     @abc.abstractmethod
-    def deliver(self, request: httpx.Request) -> httpx.Response:
-        """Have the app answer, with its body read. RunnerError if the runner ends before."""
+    def begin(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer, until its head is there. RunnerError if the runner ends before."""
 
     def check_takes_requests(self) -> None:
         """RunnerError where it is not up, or not any more."""
@@ -434,6 +449,17 @@ class Runner(abc.ABC):
         """The runner is gone, and an answer with it."""
         how = f" ({self.end})" if self.end else ""
         return RunnerError(f"{self.name} ended{how} before it answered {what}")
+
+    def _cut_short(self, what: str) -> IncompleteAnswerError:
+        """Of an answer there is a head, and not all of the body."""
+        if self.end is not None:
+            return IncompleteAnswerError(
+                f"{self.name} ended ({self.end}) before its answer to {what} was whole"
+            )
+        return IncompleteAnswerError(
+            f"{self.name} broke off its answer to {what}: the app raised an exception while it "
+            "sent the body, or the answer was closed. runner.output has what it printed."
+        )
 
     def _called_by(
         self, caller: User | str | None, headers: Mapping[str, str] | None
@@ -466,9 +492,9 @@ class _Transport(httpx.BaseTransport):
         sent = httpx.Request(
             request.method, request.url, headers=request.headers, content=request.read()
         )
-        response = self._runner.send(sent)
+        response = self._runner.open(sent)
         return httpx.Response(
-            response.status_code, headers=response.headers.raw, content=response.content
+            response.status_code, headers=response.headers.raw, stream=response.stream
         )
 
 

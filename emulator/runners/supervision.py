@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import httpx
 
 from emulator.errors import EmulatorError
 from emulator.runners import limits
+from emulator.runners.body import Body
 from emulator.runners.health import Check
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from emulator.schedule import Appointment
 
 __all__ = ["Supervision"]
+
+
+class Closable(Protocol):
+    """What a client has open."""
+
+    def close(self) -> None:
+        """Close it; from any thread."""
 
 
 class Supervision:
@@ -38,6 +46,7 @@ class Supervision:
         self._lock = threading.Lock()
         self._checks: Appointment | None = None
         self._failed = 0
+        self._underway: set[Closable] = set()
         #: How many requests the runner is at work on.
         self.in_flight = 0
 
@@ -53,13 +62,39 @@ class Supervision:
         """The runner has ended."""
         if self._checks is not None:
             self._checks.cancel()
+        self.hang_up()
 
-    def serve(self, request: httpx.Request) -> httpx.Response:
-        """Have the app answer, in time, and do what its answer asks for."""
-        with self._in_time():
-            response = self._runner.deliver(request)
-        self._judge(response)
+    def open(self, request: httpx.Request, show: Callable[[], None]) -> httpx.Response:
+        """Have the app answer, until its head is there.
+
+        The body has to come in time as well; once it is over, *show* is called, and done what the
+        answer asks for.
+        """
+        with ExitStack() as until:
+            until.enter_context(self._in_time())
+            response = self._runner.begin(request)
+            until = until.pop_all()
+
+        def end(error: BaseException | None) -> None:
+            self._underway.discard(body)
+            if error is None:
+                until.close()
+            else:
+                until.__exit__(type(error), error, error.__traceback__)
+            show()
+            if error is None:
+                self._judge(response)
+
+        body = Body(response, request.method, end)
+        self._underway.add(body)
+        response.stream = body
+        body.end_if_empty()
         return response
+
+    def hang_up(self) -> None:
+        """End all answers that are under way, as clients that go away do."""
+        for one in list(self._underway):
+            one.close()
 
     def check_health(self, failures: int | None) -> bool:
         """Ask so often, by default as often as the app allows; kill the runner if all fail."""
@@ -143,4 +178,6 @@ class Supervision:
 
     def _ask(self, method: str, path: str) -> httpx.Response:
         self._runner.check_takes_requests()
-        return self._runner.deliver(httpx.Request(method, f"{self._runner.url}{path}"))
+        response = self._runner.begin(httpx.Request(method, f"{self._runner.url}{path}"))
+        response.read()
+        return response

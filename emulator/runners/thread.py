@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from emulator import sdk
+from emulator.runners.asgi import Answer
 from emulator.runners.lifespan import Lifespan
 from emulator.runners.log import Log
 from emulator.runners.runner import Result, Runner, RunnerKilled, Surroundings
@@ -110,17 +111,33 @@ class ThreadRunner(Runner):
 
     # --- requests --------------------------------------------------------------------------------
 
-    async def serve(self, request: httpx.Request) -> httpx.Response:
-        """Let the app answer one request, on its loop."""
-        transport = httpx.ASGITransport(self._asgi, raise_app_exceptions=False)
-        response = await transport.handle_async_request(request)
-        await response.aread()
-        return response
-
-    def deliver(self, request: httpx.Request) -> httpx.Response:
-        """Have the app answer."""
+    def begin(self, request: httpx.Request) -> httpx.Response:
+        """Have the app answer, until its head is there."""
         self._around.changed(self, "request")
-        return self._submit(self.serve(request), f"{request.method} {request.url.path}")
+        what = f"{request.method} {request.url.path}"
+        answer = Answer(self._asgi, request, self._loop, lambda error: self._broken(what, error))
+        answer.begin()
+        if self.end is not None:  # what is there is what the web framework makes of it, a 500
+            answer.close()
+            raise self._lost(what)
+        if not answer.has_head:
+            self._raise_unless_for_500(what, answer.error)
+        return answer.response
+
+    def _raise_unless_for_500(self, what: str, error: BaseException | None) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            raise self._lost(what)
+        if error is not None and not isinstance(error, Exception):
+            raise error
+
+    def _broken(self, what: str, error: BaseException | None) -> BaseException:
+        """What a reader is told of a body that the app broke off by raising this, or the end."""
+        is_of_the_app = self.end is None and not isinstance(error, asyncio.CancelledError)
+        if error is not None and is_of_the_app and not isinstance(error, Exception):
+            return error
+        broken = self._cut_short(what)
+        broken.__cause__ = error if is_of_the_app else None
+        return broken
 
     def _submit(self, coroutine: Coroutine[Any, Any, Result], what: str) -> Result:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -33,6 +33,7 @@ TOPICS = (
     "Lifetime and readers of uploads",
     "Results kept in memory",
     "Apps that call apps",
+    "Streams",
     "Compiled kernels",
     "The KV store",
     "Repositories",
