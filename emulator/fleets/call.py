@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from emulator.fleets.dispatch import Dispatch
     from emulator.runners.log import Line
+    from emulator.runners.websocket import AppWebSocket
 
 __all__ = ["Attempt", "Call", "CallStatus", "Incoming"]
 
@@ -38,6 +39,7 @@ class Incoming:
     queued: bool = True
     #: Where its answer is sent to, besides.
     webhook: str | None = None
+    opens_websocket: bool = False
 
 
 @dataclass(eq=False)
@@ -104,8 +106,11 @@ class Call:
         self.attempts: list[Attempt] = []
         #: What the caller gets; None until it is COMPLETED.
         self.response: httpx.Response | None = None
-        #: Whether its caller has the response while the app makes it.
-        self.comes_in_pieces = False
+        #: Whether its caller has the response while the app makes it, or a websocket.
+        self.is_under_way = False
+        self.opens_websocket = incoming.opens_websocket
+        #: The client's end of it.
+        self.websocket: AppWebSocket | None = None
         #: Virtual time at which it was COMPLETED.
         self.completed_at: datetime | None = None
         #: Why it will have no response: dropped at a test's end.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from emulator.runners.log import Log
     from emulator.runners.runner import State
+    from emulator.runners.websocket import AppWebSocket
 
 __all__ = ["CallQueue", "Member", "Server", "choose_member"]
 
@@ -35,6 +36,9 @@ class Server(Protocol):
 
     def open(self, request: httpx.Request) -> httpx.Response:
         """Let it answer a request, and return as soon as the head of its answer is there."""
+
+    def connect(self, request: httpx.Request) -> AppWebSocket:
+        """Let it open a websocket."""
 
     def stop(self) -> None:
         """Shut it down in order."""

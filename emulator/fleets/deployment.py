@@ -17,10 +17,12 @@ from emulator.fleets.gateway_headers import caller_id
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import RetryPolicy
 from emulator.fleets.stand_in import SomebodyElses, code_of
+from emulator.runners.errors import HandshakeRefusedError
 from emulator.runners.runner import Runner
 from emulator.users import nickname_of
 
 if TYPE_CHECKING:
+    from emulator.runners.websocket import AppWebSocket
     from emulator.users import User
 
 __all__ = ["Deployment", "Identity"]
@@ -167,6 +169,19 @@ class Deployment:
         """
         call = self.accept(incoming)
         return waiting.direct_answer(self._dispatch, call, caller or waiting.Caller())
+
+    def connect(self, incoming: Incoming, caller: waiting.Caller) -> AppWebSocket:
+        """A websocket to the app, on a runner of its own until it ends.
+
+        Raises:
+            HandshakeRefusedError: there is none; has the answer of the app, or of the gateway.
+            OSError: the caller has left.
+        """
+        call = self.accept(incoming)
+        response = waiting.direct_answer(self._dispatch, call, caller)
+        if call.websocket is None:
+            raise HandshakeRefusedError(f"{call.name} was refused", response)
+        return call.websocket
 
     def accept(self, incoming: Incoming) -> Call:
         """Take in a request."""

@@ -23,7 +23,7 @@ from emulator.fleets.fleet import Fleet, Job, Platform
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import ErrorType, Outcome, judge
 from emulator.runners.body import Body
-from emulator.runners.errors import IncompleteAnswerError
+from emulator.runners.errors import HandshakeRefusedError, IncompleteAnswerError
 from emulator.runners.runner import RunnerError, RunnerKilled
 
 if TYPE_CHECKING:
@@ -210,11 +210,10 @@ class Dispatch:
         assert member.runner is not None
         response = None
         try:
-            response = member.runner.open(_request(call, member.runner, call.path))
-            if call.direct and _comes_in_pieces(response):
-                self._pass_on(turn, response)
-                return
-            response.read()
+            response = self._ask(turn, member.runner)
+        except HandshakeRefusedError as error:
+            response = error.response
+            outcome = _outcome_of(response)
         except IncompleteAnswerError:
             outcome, response = self._incomplete(call, member)
         except (RunnerError, RunnerKilled):
@@ -231,30 +230,54 @@ class Dispatch:
                 return
             raise
         else:
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            outcome = Outcome(response.status_code, headers)
+            if call.is_under_way:
+                return
+            outcome = _outcome_of(response)
         self._end(member, attempt, outcome, response)
 
-    def _pass_on(self, turn: Turn, response: httpx.Response) -> None:
-        """Let a caller have an answer while the app makes it; the turn is over when that is."""
-        call, attempt, member = turn
+    def _ask(self, turn: Turn, runner: Server) -> httpx.Response:
+        """What the app answers: whole, or under way."""
+        call = turn.call
+        request = _request(call, runner, call.path)
+        if call.opens_websocket:
+            call.websocket = runner.connect(request)
+            response = httpx.Response(101)
+            self._let_go_on(turn, response)
+            call.websocket.call_at_end(lambda: self._end_what_went_on(turn, response, None))
+            return response
+        response = runner.open(request)
         body = response.stream
-        assert isinstance(body, Body)
-        outcome = Outcome(response.status_code, dict(response.headers))
+        if call.direct and isinstance(body, Body) and "content-length" not in response.headers:
+            self._let_go_on(turn, gateway_headers.answer(response, call.request_id, runner.name))
 
-        def end(error: BaseException | None) -> None:
-            assert member.runner is not None
-            lost = error is not None and member.runner.state == "TERMINATED"
-            final = Outcome(None, error="runner_disconnected") if lost else outcome
-            if body.was_left and not call.cancelled:
-                self.cancel(call, "client_disconnected")
-            self._end(member, attempt, final, response)
+            def end(error: BaseException | None) -> None:
+                if body.was_left and not call.cancelled:
+                    self.cancel(call, "client_disconnected")
+                self._end_what_went_on(turn, response, error)
 
-        call.response = gateway_headers.answer(response, call.request_id, member.name)
-        call.comes_in_pieces = True
-        body.then(end)
+            body.then(end)
+        else:
+            response.read()
+        return response
+
+    def _let_go_on(self, turn: Turn, response: httpx.Response) -> None:
+        """Let a direct caller have an answer while the app makes it, or a websocket."""
         with self.changed:
+            turn.call.response = response
+            turn.call.is_under_way = True
             self.changed.notify_all()
+
+    def _end_what_went_on(
+        self, turn: Turn, response: httpx.Response, error: BaseException | None
+    ) -> None:
+        """Such an answer is over, and with it the turn."""
+        call, attempt, member = turn
+        assert member.runner is not None
+        lost = member.runner.state == "TERMINATED" and (error is not None or call.opens_websocket)
+        outcome = _outcome_of(response)
+        if lost:
+            outcome = Outcome(None, error="runner_disconnected")
+        self._end(member, attempt, outcome, response)
 
     @staticmethod
     def _incomplete(call: Call, member: Member) -> tuple[Outcome, httpx.Response | None]:
@@ -379,7 +402,7 @@ class Dispatch:
         return self._answer(call, response)
 
     def _answer(self, call: Call, response: httpx.Response) -> Job:
-        if not call.comes_in_pieces:  # else its caller has it already
+        if not call.is_under_way:  # else its caller has it already
             call.response = response
         call.completed_at = self.clock.now()
 
@@ -396,7 +419,7 @@ class Dispatch:
     ) -> Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]:
         """Take a call out of the queue, or tell its runner."""
         with self.changed:
-            if call.over.is_set() or (call.response is not None and not call.comes_in_pieces):
+            if call.over.is_set() or (call.response is not None and not call.is_under_way):
                 return "ALREADY_COMPLETED"
             call.cancelled = True
             member = self.fleet.member(call.turn.runner) if call.turn is not None else None
@@ -430,7 +453,7 @@ def _final(
     call: Call, member: Member, outcome: Outcome, response: httpx.Response | None
 ) -> httpx.Response:
     """What the caller gets."""
-    if response is not None and call.comes_in_pieces:
+    if response is not None and call.is_under_way:
         return response
     if response is not None:
         return gateway_headers.answer(response, call.request_id, member.name)
@@ -438,9 +461,8 @@ def _final(
     return gateway_headers.error(kind or "runner_disconnected", call.request_id)
 
 
-def _comes_in_pieces(response: httpx.Response) -> bool:
-    """Whether an app makes its answer piece by piece: it does not say how long it will be."""
-    return isinstance(response.stream, Body) and "content-length" not in response.headers
+def _outcome_of(response: httpx.Response) -> Outcome:
+    return Outcome(response.status_code, {k.lower(): v for k, v in response.headers.items()})
 
 
 def _in_words(outcome: Outcome) -> str:

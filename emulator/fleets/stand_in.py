@@ -16,8 +16,10 @@ from pydantic import BaseModel
 from emulator.errors import EmulatorError
 from emulator.network.reply import json_reply, reply
 from emulator.runners.body import Body
+from emulator.runners.errors import HandshakeRefusedError
 from emulator.runners.log import Log
 from emulator.runners.runner import State
+from emulator.runners.websocket import AppWebSocket
 from emulator.sdk import load_app_module
 
 __all__ = ["SomebodyElses", "StandIn", "code_of"]
@@ -85,6 +87,11 @@ class StandIn:
         self._in_background(self.name, respond)
         is_there.wait()
         return answered[0]
+
+    def connect(self, request: httpx.Request) -> AppWebSocket:
+        """It has no websockets."""
+        why = f"a stand-in has no websockets: {request.url.path} needs a real app"
+        raise HandshakeRefusedError(why, json_reply({"detail": why}, 404))
 
     def stop(self) -> None:
         """It is needed no more."""

@@ -121,7 +121,7 @@ def _come_closer(dispatch: Dispatch, call: Call, caller: Caller) -> None:
 
 
 def _is_answered(call: Call) -> bool:
-    return call.over.is_set() or call.comes_in_pieces
+    return call.over.is_set() or call.is_under_way
 
 
 def settle(dispatch: Dispatch, timeout: float) -> None:

@@ -28,6 +28,7 @@ __all__ = ["GatewayHost", "not_deployed"]
 
 _RUN = frozenset({"fal.run", "falrun.com"})
 _QUEUE = frozenset({"queue.fal.run", "queue.falrun.com"})
+_WS = frozenset({"ws.fal.run"})
 _TOKEN = "x-fal-cdn-token"
 #: Of the caller's connection to the gateway and its account there, not the app's business.
 _NOT_FORWARDED = frozenset(

@@ -10,17 +10,23 @@ import httpx
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
 from emulator.network.router import WouldBlock
+from emulator.network.websocket import Handshake, SocketEnd, relay, wants
 from emulator.runners.body import Body
-from emulator.runners.runner import RunnerError
+from emulator.runners.runner import HandshakeRefusedError, RunnerError
 
 if TYPE_CHECKING:
     from emulator.runners.runner import Runner
+    from emulator.runners.websocket import AppWebSocket
 
-__all__ = ["DOMAIN", "RunnerHost", "passed_on"]
+__all__ = ["DOMAIN", "RunnerHost", "opened", "passed_on"]
 
 DOMAIN = ".runner.fal"
 #: Of the connection between gateway and client, not of the request.
 _OF_THE_CONNECTION = ("connection", "transfer-encoding")
+_NO_WEBSOCKETS = (
+    "httpx has no websockets here. Connect with websockets.sync.client, websockets.connect or "
+    "aiohttp's ws_connect."
+)
 
 
 class RunnerHost:
@@ -45,10 +51,11 @@ class RunnerHost:
         if request.extensions.get("fal_may_block") is False:
             raise WouldBlock
         headers = [pair for pair in request.headers.multi_items() if _travels(pair[0])]
+        sent = httpx.Request(request.method, request.url, headers=headers, content=request.read())
         try:
-            answer = runner.open(
-                httpx.Request(request.method, request.url, headers=headers, content=request.read())
-            )
+            if wants(request):
+                return opened(request, exchange, lambda: runner.connect(sent))
+            answer = runner.open(sent)
         except RunnerError as error:
             exchange.notes.append(str(error))
             return json_reply({"detail": str(error), "error_type": "runner_connection_error"}, 503)
@@ -71,6 +78,36 @@ def passed_on(answer: httpx.Response, request: httpx.Request) -> httpx.Response:
     headers = [pair for pair in answer.headers.multi_items() if _travels(pair[0])]
     extensions = {"fal_may_wait": True}
     return httpx.Response(answer.status_code, headers=headers, stream=stream, extensions=extensions)
+
+
+def opened(
+    request: httpx.Request, exchange: Exchange, connect: Callable[[], AppWebSocket]
+) -> httpx.Response:
+    """Open a client's websocket on an app, and relay what the two say.
+
+    Args:
+        request: the client's, which wants one.
+        exchange: where it is noted how it went.
+        connect: opens the app's side: ``runner.connect``.
+
+    Raises:
+        RunnerError: the app's side cannot be opened, other than by the app's own refusal.
+    """
+    if request.extensions.get("fal_client") != "wire":
+        exchange.notes.append(_NO_WEBSOCKETS)
+        return json_reply({"detail": _NO_WEBSOCKETS}, 501)
+    handshake = Handshake(request)
+    if handshake.refusal is not None:
+        return handshake.refusal
+    try:
+        app = connect()
+    except HandshakeRefusedError as error:
+        return error.response
+
+    def serve(client: SocketEnd) -> None:
+        relay(client, app, lambda passed: exchange.notes.append(str(passed)))
+
+    return handshake.accept(serve, app.subprotocol, app.headers)
 
 
 def _travels(name: str) -> bool:

@@ -178,6 +178,12 @@ class Inbound:
             if not self._more():
                 raise ClientGoneError("The client left.")
 
+    def rest(self) -> bytes:
+        """What is here already, of a connection that speaks something else from here on."""
+        data, self._buffer = self._buffer[self._start :], b""
+        self._start = 0
+        return data
+
     def line(self) -> bytes:
         """A line, without its end."""
         while (end := self._buffer.find(b"\r\n", self._start)) < 0:
@@ -319,12 +325,19 @@ def frame(head: Head, response: httpx.Response, intact: bool) -> Frame:
     """
     raw = response.headers.raw
     fields = {name.lower(): value for name, value in raw}
-    bodiless = head.method == "HEAD" or response.status_code in (204, 304)
+    upgrades = response.status_code == 101
+    bodiless = head.method == "HEAD" or upgrades or response.status_code in (204, 304)
     declared = fields.get(b"content-length", b"")
     length = int(declared) if _LENGTH.fullmatch(declared) else None
     closes = b"close" in fields.get(b"connection", b"").lower()
     chunked = not bodiless and length is None and head.version == b"1.1" and not closes
-    keep = intact and head.stays and (bodiless or chunked or length is not None) and not closes
+    keep = (
+        intact
+        and not upgrades
+        and head.stays
+        and (bodiless or chunked or length is not None)
+        and not closes
+    )
     lines = [_status_line(response)]
     # These two are the wire's to say.
     lines += [
@@ -334,7 +347,9 @@ def frame(head: Head, response: httpx.Response, intact: bool) -> Frame:
     ]
     if chunked:
         lines.append(b"Transfer-Encoding: chunked")
-    if not keep:
+    if upgrades:
+        lines.append(b"Connection: Upgrade")
+    elif not keep:
         lines.append(b"Connection: close")
     elif head.version == b"1.0":
         lines.append(b"Connection: keep-alive")

@@ -62,9 +62,11 @@ class Server:
     ``fal_client`` is ``"wire"``; ``fal_peer`` is a `Peer` or None; ``fal_wait(seconds)`` sleeps,
     raising `ClientGoneError` as soon as the client is gone; ``fal_wait_for(descriptor)`` does so
     until that can be read; ``fal_hasten()`` makes the client's next read time out at once;
-    ``fal_arrived()`` waits until its side has all that was sent. It has
-    to read the request's body before it returns. An exception's ``fal_response``, if it has one, is
-    its answer; any other but `Abort` and `Stall` is answered with a 500 and kept in ``errors``.
+    ``fal_arrived()`` waits until its side has all that was sent. It has to read the request's body
+    before it returns. With status 101 its response has ``fal_upgrade(socket, received)`` among its
+    extensions, which has the connection after the head, until it returns. An exception's
+    ``fal_response``, if it has one, is its answer; any other but `Abort` and `Stall` is
+    answered with a 500 and kept in ``errors``.
     """
 
     def __init__(self, handler: Callable[[httpx.Request], httpx.Response]) -> None:
@@ -310,7 +312,11 @@ class Connection:
         response = self._answer(request)
         try:
             self._unread = not body.finish()
-            return self._respond(head, response)
+            keep = self._respond(head, response)
+            upgrade = response.extensions.get("fal_upgrade")
+            if upgrade is not None:
+                upgrade(self._socket, self._inbound.rest())
+            return keep
         finally:
             self._request = None
             self._close_response(response)

@@ -93,6 +93,14 @@ class Body(httpx.SyncByteStream):
             self._source.close()
             self._finish(None)
 
+    def hang_up(self) -> None:
+        """The client goes away."""
+        self.close()
+
+    def runner_ended(self) -> None:
+        """Nothing more comes."""
+        self.close()
+
     def _completes(self, chunk: bytes) -> bool:
         if self._missing is None:
             return False

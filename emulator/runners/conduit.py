@@ -92,8 +92,9 @@ class Conduit(Generic[Item]):
 
     def settle(self) -> None:
         """What has changed so far is being looked at."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+        with self.changed, suppress(BlockingIOError):
+            if self._wake >= 0:
+                os.eventfd_read(self._wake)
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -25,6 +25,7 @@ from emulator.runners.measuring import coverage_options
 from emulator.runners.output import Transcript
 from emulator.runners.pickling import Sender
 from emulator.runners.runner import Result, Runner, RunnerError, StartupError, Surroundings
+from emulator.runners.websocket import AppWebSocket, SocketWebSocket
 from emulator.runners.zygote import Boot
 from emulator.sdk import pickle_app
 
@@ -316,6 +317,18 @@ class ProcessRunner(Runner):
         except OSError:
             self._await_exit_of_a_broken_connection()
             raise self._lost(what) from None
+
+    def dial(self, request: httpx.Request) -> AppWebSocket:
+        """Have the app accept a websocket."""
+        try:
+            assert self.port is not None
+            answer = SocketWebSocket.connect(self.port, request)
+        except OSError:
+            self._await_exit_of_a_broken_connection()
+            raise self._lost(f"the websocket {request.url.path}") from None
+        if isinstance(answer, httpx.Response):
+            raise self._refused(request, answer)
+        return answer
 
     def _broken(self, what: str) -> IncompleteAnswerError:
         """What a reader is told of a body whose connection broke."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from emulator.clock import Clock
     from emulator.runners.limits import Limits
     from emulator.runners.log import Log
+    from emulator.runners.websocket import AppWebSocket
     from emulator.settings import Settings
     from emulator.storage.disk import RunnerDisk
     from emulator.storage.volume import Volume
@@ -399,6 +400,27 @@ class Runner(abc.ABC):
         finally:
             self._show()
 
+    def connect(self, request: httpx.Request | str) -> AppWebSocket:
+        """Open a websocket on the app; it is in flight until it ends.
+
+        Args:
+            request: the client's, with its headers, or just a path. It needs none of a handshake
+                but ``Sec-WebSocket-Protocol``.
+
+        Raises:
+            HandshakeRefusedError: the app, or the gateway, does not want to; has its answer.
+            RunnerError: the runner takes no requests, or ended before it answered.
+        """
+        if isinstance(request, str):
+            request = httpx.Request("GET", f"{self.url}{request}")
+        refusal = self._admit(request)
+        if refusal is not None:
+            raise self._refused(request, refusal)
+        try:
+            return self._supervision.connect(request)
+        finally:
+            self._show()
+
     def _admit(self, request: httpx.Request) -> httpx.Response | None:
         """What the gateway does with a request before the app gets it; its own answer, if any."""
         self.check_takes_requests()
@@ -432,6 +454,10 @@ class Runner(abc.ABC):
     def begin(self, request: httpx.Request) -> httpx.Response:
         """Have the app answer, until its head is there. RunnerError if the runner ends before."""
 
+    @abc.abstractmethod
+    def dial(self, request: httpx.Request) -> AppWebSocket:
+        """Have the app accept a websocket. RunnerError if it does not, or the runner ends."""
+
     def check_takes_requests(self) -> None:
         """RunnerError where it is not up, or not any more."""
         if self.state in _ENDING:
@@ -444,6 +470,13 @@ class Runner(abc.ABC):
     def _refuse_from_inside(self, what: str) -> None:
         if self.is_here():
             raise RunnerError(f"a runner cannot {what}")
+
+    def _refused(self, request: httpx.Request, answer: httpx.Response) -> HandshakeRefusedError:
+        return HandshakeRefusedError(
+            f"{self.name} refused the websocket {request.url.path} with {answer.status_code}: it "
+            "has no websocket endpoint there, or did not accept. error.response has its answer.",
+            answer,
+        )
 
     def _lost(self, what: str) -> RunnerError:
         """The runner is gone, and an answer with it."""

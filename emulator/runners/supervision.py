@@ -17,16 +17,20 @@ from emulator.runners.health import Check
 
 if TYPE_CHECKING:
     from emulator.runners.runner import Runner, Surroundings
+    from emulator.runners.websocket import AppWebSocket
     from emulator.schedule import Appointment
 
 __all__ = ["Supervision"]
 
 
-class Closable(Protocol):
+class Underway(Protocol):
     """What a client has open."""
 
-    def close(self) -> None:
-        """Close it; from any thread."""
+    def hang_up(self) -> None:
+        """End it as a client that goes away; from any thread."""
+
+    def runner_ended(self) -> None:
+        """End it, as its runner has; from any thread."""
 
 
 class Supervision:
@@ -46,7 +50,7 @@ class Supervision:
         self._lock = threading.Lock()
         self._checks: Appointment | None = None
         self._failed = 0
-        self._underway: set[Closable] = set()
+        self._underway: set[Underway] = set()
         #: How many requests the runner is at work on.
         self.in_flight = 0
 
@@ -62,7 +66,8 @@ class Supervision:
         """The runner has ended."""
         if self._checks is not None:
             self._checks.cancel()
-        self.hang_up()
+        for one in list(self._underway):
+            one.runner_ended()
 
     def open(self, request: httpx.Request, show: Callable[[], None]) -> httpx.Response:
         """Have the app answer, until its head is there.
@@ -91,10 +96,29 @@ class Supervision:
         body.end_if_empty()
         return response
 
+    def connect(self, request: httpx.Request) -> AppWebSocket:
+        """Have the app open a websocket; in flight until it ends, however long that takes."""
+        self._count(1)
+        try:
+            opened = self._runner.dial(request)
+        except BaseException as error:
+            self._count(-1)
+            if isinstance(error, EmulatorError) and self._runner.end is not None:
+                self._runner.stop()  # it has ended: what is left to do of it
+            raise
+
+        def end() -> None:
+            self._underway.discard(opened)
+            self._count(-1)
+
+        self._underway.add(opened)
+        opened.call_at_end(end)
+        return opened
+
     def hang_up(self) -> None:
-        """End all answers that are under way, as clients that go away do."""
+        """End all answers and websockets that are under way, as clients that go away do."""
         for one in list(self._underway):
-            one.close()
+            one.hang_up()
 
     def check_health(self, failures: int | None) -> bool:
         """Ask so often, by default as often as the app allows; kill the runner if all fail."""

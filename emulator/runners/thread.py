@@ -18,6 +18,7 @@ from emulator.runners.asgi import Answer
 from emulator.runners.lifespan import Lifespan
 from emulator.runners.log import Log
 from emulator.runners.runner import Result, Runner, RunnerKilled, Surroundings
+from emulator.runners.websocket import AppWebSocket, ThreadWebSocket
 from emulator.storage import mounts
 
 __all__ = ["ThreadRunner"]
@@ -43,6 +44,8 @@ class ThreadRunner(Runner):
         #: The app instance, once it is made.
         self.app: Any = None
         self._asgi: Any = None
+        #: Those whose endpoints have not returned.
+        self._websockets: set[ThreadWebSocket] = set()
         self._loop = asyncio.new_event_loop()
         self._orders: asyncio.Queue[str] = asyncio.Queue()
         self._thread = threading.Thread(target=self._live, name=f"fal-{name}", daemon=True)
@@ -124,6 +127,21 @@ class ThreadRunner(Runner):
             self._raise_unless_for_500(what, answer.error)
         return answer.response
 
+    def dial(self, request: httpx.Request) -> AppWebSocket:
+        """Have the app accept a websocket."""
+        self._around.changed(self, "request")
+        what = f"the websocket {request.url.path}"
+        opened = ThreadWebSocket(self._asgi, request, self._loop, self._websockets.discard)
+        self._websockets.add(opened)
+        opened.begin()
+        if self.end is not None:
+            opened.close()
+            raise self._lost(what)
+        if opened.refusal is not None:
+            self._raise_unless_for_500(what, opened.error)
+            raise self._refused(request, opened.refusal)
+        return opened
+
     def _raise_unless_for_500(self, what: str, error: BaseException | None) -> None:
         if isinstance(error, asyncio.CancelledError):
             raise self._lost(what)
@@ -188,7 +206,9 @@ class ThreadRunner(Runner):
             self.app.handle_exit()
         except Exception as error:  # the SDK swallows it too, inside its signal handler
             self.log.append(f"[pytest-fal] handle_exit raised {error!r}\n")
-        while self.in_flight:
+        for websocket in list(self._websockets):
+            websocket.shut_down()
+        while self.in_flight or self._websockets:
             await asyncio.sleep(0.001)
         self._move("TERMINATING")
         await lifespan.shutdown()

@@ -1,0 +1,115 @@
+"""Websockets at the gateway: realtime endpoints, and HTTP over a websocket [facts §6.5]."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import httpx
+
+from emulator.fleets.call import Incoming
+from emulator.fleets.deployment import Deployment
+from emulator.fleets.waiting import Caller
+from emulator.hosts.runner import opened
+from emulator.ledger import Exchange
+from emulator.network.bodies import CutShortError
+from emulator.network.reply import json_reply
+from emulator.network.websocket import Handshake, SocketEnd
+from emulator.runners.errors import RunnerError
+
+__all__ = ["connect", "refuse", "speak_http", "without_token"]
+
+#: What JavaScript's client takes for a token that does not count (any more).
+_UNAUTHORIZED = {"status": "error", "error": "Unauthorized"}
+_TOKEN = "fal_jwt_token"
+_OVER_WEBSOCKETS = "httpx has no websockets here"
+
+
+def connect(
+    request: httpx.Request, exchange: Exchange, deployment: Deployment, asked: Incoming
+) -> httpx.Response:
+    """Open a websocket on a deployment's app."""
+    asked = replace(asked, path=without_token(asked.path), method="GET", opens_websocket=True)
+    return opened(request, exchange, lambda: deployment.connect(asked, Caller()))
+
+
+def refuse(request: httpx.Request, exchange: Exchange, why: str) -> httpx.Response:
+    """Tell a client over its websocket that its token does not count, as its client reads it.
+
+    That the gateway opens the websocket for that is concluded from what JavaScript's client looks
+    for in its messages.
+    """
+    exchange.notes.append(why)
+    handshake = Handshake(request)
+    if handshake.refusal is not None:
+        return handshake.refusal
+
+    def serve(client: SocketEnd) -> None:
+        client.send(json.dumps(_UNAUTHORIZED))
+        client.close()
+
+    return handshake.accept(serve)
+
+
+def speak_http(
+    request: httpx.Request, exchange: Exchange, deployment: Deployment, asked: Incoming
+) -> httpx.Response:
+    """Answer each message of a websocket as a request to the app.
+
+    A message is the request's JSON. Its answer is a message that tells the head, the body's pieces
+    as the app sends them, and one that tells the end.
+    """
+    if request.extensions.get("fal_client") != "wire":
+        return json_reply({"detail": _OVER_WEBSOCKETS}, 501)
+    handshake = Handshake(request)
+    if handshake.refusal is not None:
+        return handshake.refusal
+
+    def serve(client: SocketEnd) -> None:
+        count = 0
+        while (message := client.receive()) is not None:
+            body = message if isinstance(message, bytes) else message.encode()
+            _answer(client, deployment, replace(asked, body=body, method="POST"))
+            count += 1
+        exchange.notes.append(f"websocket: {count} request{'s' * (count != 1)}")
+
+    asked.headers.setdefault("content-type", "application/json")
+    return handshake.accept(serve)
+
+
+def _answer(client: SocketEnd, deployment: Deployment, asked: Incoming) -> None:
+    begun = time.perf_counter()
+    response = deployment.answer(asked)
+    waited = time.perf_counter() - begun
+    request_id = response.headers["x-fal-request-id"]
+    told = {"request_id": request_id, "status": response.status_code}
+    client.send(json.dumps({"type": "start", **told, "headers": dict(response.headers)}))
+    try:
+        for chunk in response.iter_raw():
+            client.send(chunk)
+            client.step()
+            if client.is_over:
+                return
+    except (CutShortError, RunnerError):
+        client.close(1011, "the app broke off its answer")
+        return
+    finally:
+        response.close()
+    client.send(json.dumps({"type": "end", **told, "time_to_first_byte_seconds": waited}))
+
+
+def without_token(path: str) -> str:
+    """A path with its query, without the client's token, which is no business of the app's."""
+    url = httpx.URL(f"http://app{path}")
+    return url.copy_remove_param(_TOKEN).raw_path.decode("ascii") if _TOKEN in path else path
+
+
+def token_of(request: httpx.Request) -> str | None:
+    """The realtime token that a URL carries."""
+    token: str | None = request.url.params.get(_TOKEN)
+    return token
+
+
+Check = Callable[[str, str], str]
