@@ -42,6 +42,7 @@ from emulator.network.resolver import Resolver
 from emulator.network.router import Router
 from emulator.network.routes import Routes
 from emulator.network.trust import Authority
+from emulator.realtime_tokens import RealtimeTokens
 from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
@@ -102,6 +103,7 @@ class Emulator:
         self.faults = Faults(self.clock.sleep)
         self._routes = Routes()
         self._identities = Identities(self.clock.now, lambda: self.settings)
+        self._tokens = RealtimeTokens(self.clock.now)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
         self._kv = KV(self.clock, self.ledger, self.settings)
@@ -441,7 +443,7 @@ class Emulator:
                 runners.is_outside_of_requests,
             ),
             platform,
-            GatewayHost(self._gateway, self._identities, lambda: self.settings),
+            GatewayHost(self._gateway, self._identities, self._tokens, lambda: self.settings),
             RunnerHost(runners.named),
             self._receiver,
             S3Host(self._moto, self.clock.now),
@@ -467,6 +469,7 @@ class Emulator:
         self.faults.reset()
         self._routes.reset()
         self._identities.reset()
+        self._tokens.reset()
         self._payloads.reset()
         self._network.reset()
         self._runners.reset()

@@ -1,4 +1,4 @@
-"""``fal.run`` and ``queue.fal.run``: apps as their callers reach them [facts §6]."""
+"""``fal.run``, ``queue.fal.run`` and ``ws.fal.run``: apps as callers reach them [facts §6]."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import httpx
 from emulator.fleets.call import Incoming
 from emulator.fleets.endpoint_ids import endpoint_of
 from emulator.fleets.waiting import Caller
+from emulator.hosts import realtime
 from emulator.hosts.queue import QueueAPI
 from emulator.hosts.runner import passed_on
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
 from emulator.network.router import WouldBlock
+from emulator.network.websocket import wants
+from emulator.realtime_tokens import RealtimeTokenError, RealtimeTokens
 
 if TYPE_CHECKING:
     from emulator.fleets.deployment import Deployment
@@ -26,15 +29,18 @@ if TYPE_CHECKING:
 
 __all__ = ["GatewayHost", "not_deployed"]
 
-_RUN = frozenset({"fal.run", "falrun.com"})
-_QUEUE = frozenset({"queue.fal.run", "queue.falrun.com"})
-_WS = frozenset({"ws.fal.run"})
+_HOSTS = (
+    ("queue", ("queue.fal.run", "queue.falrun.com"), "FAL_QUEUE_RUN_HOST"),
+    ("ws", ("ws.fal.run",), "FAL_WS_RUN_HOST"),
+    ("run", ("fal.run", "falrun.com"), "FAL_RUN_HOST"),
+)
 _TOKEN = "x-fal-cdn-token"
 #: Of the caller's connection to the gateway and its account there, not the app's business.
 _NOT_FORWARDED = frozenset(
     {
         *("host", "connection", "content-length", "transfer-encoding", "upgrade", "expect"),
-        *("accept-encoding", "authorization"),
+        *("accept-encoding", "authorization", "sec-websocket-key", "sec-websocket-version"),
+        "sec-websocket-extensions",
     }
 )
 
@@ -45,48 +51,70 @@ class GatewayHost:
     Args:
         gateway: knows the deployments.
         identities: whose key and token is whose.
+        tokens: by which websockets are opened without a key.
         settings: the account's, as they are now.
     """
 
     def __init__(
-        self, gateway: Gateway, identities: Identities, settings: Callable[[], Settings]
+        self,
+        gateway: Gateway,
+        identities: Identities,
+        tokens: RealtimeTokens,
+        settings: Callable[[], Settings],
     ) -> None:
         self._gateway = gateway
         self._identities = identities
-        self._settings = settings
+        self._tokens = tokens
         self._queue = QueueAPI(gateway, settings)
 
     def answers(self, host: str) -> bool:
         """Whether this is a host of the gateway's: fal's own, or one that a client was told of."""
-        return _is_run(host) or _is_queue(host)
+        return _kind_of(host) is not None
 
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
-        """Answer; an account's key is needed for everything."""
+        """Answer; an account's key is needed for everything, or a token for websockets."""
         if request.extensions.get("fal_may_block") is False:
             raise WouldBlock
-        users, authorization = self._identities.users, request.headers.get("authorization")
-        account = users.account(authorization, exchange.runner)
-        if account is None:
+        try:
+            caller = self._caller(request, exchange)
+        except RealtimeTokenError as error:
+            return realtime.refuse(request, exchange, str(error))
+        if caller is None:
             exchange.notes.append("no account key")
             return json_reply({"detail": "Authentication is required to access this app"}, 401)
-        exchange.user = account.user.nickname
-        if _is_queue(request.url.host):
-            asked = self._queue.ask(request, account.user.nickname)
-            if asked is not None:
-                return asked
-        return self._call(request, exchange, account.user.nickname)
+        exchange.user = caller
+        kind = _kind_of(request.url.host)
+        asked = self._queue.ask(request, caller) if kind == "queue" else None
+        return asked or self._call(request, exchange, caller, kind)
 
-    def _call(self, request: httpx.Request, exchange: Exchange, caller: str) -> httpx.Response:
+    def _caller(self, request: httpx.Request, exchange: Exchange) -> str | None:
+        """Who asks; None: nobody can tell. RealtimeTokenError: by a token that does not count."""
+        token = realtime.token_of(request) if wants(request) else None
+        if token is not None:
+            endpoint = endpoint_of(request.url.path)
+            return self._tokens.check(token, endpoint.app if endpoint else "")
+        users, authorization = self._identities.users, request.headers.get("authorization")
+        account = users.account(authorization, exchange.runner)
+        return None if account is None else account.user.nickname
+
+    def _call(
+        self, request: httpx.Request, exchange: Exchange, caller: str, kind: str | None
+    ) -> httpx.Response:
         endpoint = endpoint_of(request.url.path)
         found = endpoint and self._gateway.deployment_at(*endpoint)
         if not found:
             exchange.notes.append(not_deployed(request.url.path))
             return json_reply({"detail": not_deployed(request.url.path)}, 404)
         deployment, path = found
-        if _is_queue(request.url.host):
-            response = self._queue.submit(request, deployment, incoming(request, path, caller))
+        asked = incoming(request, path, caller, queued=kind == "queue")
+        if kind == "ws":
+            return realtime.speak_http(request, exchange, deployment, asked)
+        if wants(request):
+            return realtime.connect(request, exchange, deployment, asked)
+        if kind == "queue":
+            response = self._queue.submit(request, deployment, asked)
         else:
-            response = self._run(request, deployment, incoming(request, path, caller, queued=False))
+            response = self._run(request, deployment, asked)
         self._renew_token(request, response)
         return response
 
@@ -142,12 +170,12 @@ def not_deployed(path: str) -> str:
     )
 
 
-def _is_run(host: str) -> bool:
-    return host in _RUN or host == _configured("FAL_RUN_HOST")
-
-
-def _is_queue(host: str) -> bool:
-    return host in _QUEUE or host == _configured("FAL_QUEUE_RUN_HOST")
+def _kind_of(host: str) -> str | None:
+    """Which of the gateway's hosts it is; None: none of them."""
+    for kind, names, configured in _HOSTS:
+        if host in names or host == _configured(configured):
+            return kind
+    return None
 
 
 def _configured(name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
@@ -19,7 +18,7 @@ from emulator.network.reply import json_reply
 from emulator.network.websocket import Handshake, SocketEnd
 from emulator.runners.errors import RunnerError
 
-__all__ = ["connect", "refuse", "speak_http", "without_token"]
+__all__ = ["connect", "refuse", "speak_http", "token_of"]
 
 #: What JavaScript's client takes for a token that does not count (any more).
 _UNAUTHORIZED = {"status": "error", "error": "Unauthorized"}
@@ -31,7 +30,7 @@ def connect(
     request: httpx.Request, exchange: Exchange, deployment: Deployment, asked: Incoming
 ) -> httpx.Response:
     """Open a websocket on a deployment's app."""
-    asked = replace(asked, path=without_token(asked.path), method="GET", opens_websocket=True)
+    asked = replace(asked, path=_without_token(asked.path), method="GET", opens_websocket=True)
     return opened(request, exchange, lambda: deployment.connect(asked, Caller()))
 
 
@@ -66,6 +65,7 @@ def speak_http(
     handshake = Handshake(request)
     if handshake.refusal is not None:
         return handshake.refusal
+    asked = replace(asked, headers={"content-type": "application/json", **asked.headers})
 
     def serve(client: SocketEnd) -> None:
         count = 0
@@ -75,7 +75,6 @@ def speak_http(
             count += 1
         exchange.notes.append(f"websocket: {count} request{'s' * (count != 1)}")
 
-    asked.headers.setdefault("content-type", "application/json")
     return handshake.accept(serve)
 
 
@@ -87,7 +86,8 @@ def _answer(client: SocketEnd, deployment: Deployment, asked: Incoming) -> None:
     told = {"request_id": request_id, "status": response.status_code}
     client.send(json.dumps({"type": "start", **told, "headers": dict(response.headers)}))
     try:
-        for chunk in response.iter_raw():
+        whole = response.is_stream_consumed
+        for chunk in (response.content,) if whole else response.iter_raw():
             client.send(chunk)
             client.step()
             if client.is_over:
@@ -100,7 +100,7 @@ def _answer(client: SocketEnd, deployment: Deployment, asked: Incoming) -> None:
     client.send(json.dumps({"type": "end", **told, "time_to_first_byte_seconds": waited}))
 
 
-def without_token(path: str) -> str:
+def _without_token(path: str) -> str:
     """A path with its query, without the client's token, which is no business of the app's."""
     url = httpx.URL(f"http://app{path}")
     return url.copy_remove_param(_TOKEN).raw_path.decode("ascii") if _TOKEN in path else path
@@ -110,6 +110,3 @@ def token_of(request: httpx.Request) -> str | None:
     """The realtime token that a URL carries."""
     token: str | None = request.url.params.get(_TOKEN)
     return token
-
-
-Check = Callable[[str, str], str]
