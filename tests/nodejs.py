@@ -17,7 +17,19 @@ import pytest
 #: Where .ci/javascript installs fal's client.
 PROJECT = Path(__file__).parent / "javascript"
 
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not there")
+
+def _major_version() -> int:
+    if shutil.which("node") is None:
+        return 0
+    shown = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(shown.removeprefix("v").partition(".")[0])
+
+
+_NODE = _major_version()
+needs_node = pytest.mark.skipif(
+    _NODE < 20,
+    reason=f"node 20 is needed, this is {_NODE}" if _NODE else "node is not there",
+)
 needs_client = pytest.mark.skipif(
     not (PROJECT / "node_modules" / ".installed").exists(),
     reason="fal's JavaScript client is not installed: run .ci/javascript first",
