@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 
+import httpx
 import pytest
 from gallery import JAVASCRIPT, bug, needs_javascript
 
@@ -240,6 +242,98 @@ def test_nobody_says_why_a_part_failed(fal_faults, fal_ledger):
     failure = node("""await fal.storage.upload(new Blob([Buffer.alloc(91 * 1024 * 1024)]));""")
     assert failure == {"name": "Error", "message": "Part upload failed, retries exhausted"}
     assert len(fal_ledger.requests(method="PUT")) == 3
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+EVENT_STREAM = {"content-type": "text/event-stream"}
+APP_STREAM = "https://fal.run/tester/app/stream"
+
+
+@bug(
+    "N57",
+    symptom="letters in streamed text are now and then replaced by question marks",
+    topic=TOPIC,
+    **CLIENT,
+)
+def test_a_letter_between_two_chunks_is_garbled(fal_http):
+    """A letter whose bytes arrive in two chunks becomes two replacement characters.
+
+    Production: umlauts, Chinese and emoji break at places that differ from call to call.
+    Expected: what the app sent.
+    Happens: each chunk is decoded by itself (TextDecoder without stream: true).
+    Avoid: in the app, json.dumps() with its default ensure_ascii=True.
+    """
+    first_arrived = threading.Event()
+
+    def chunks():
+        yield 'data: "first"\n\ndata: "gr\N{LATIN SMALL LETTER U WITH DIAERESIS}'.encode()[:-1]
+        assert first_arrived.wait(60)
+        yield b'\xbcn"\n\n'
+
+    def arrived(request):
+        first_arrived.set()
+        return httpx.Response(200)
+
+    fal_http.post(APP_STREAM).respond(200, stream=chunks(), headers=EVENT_STREAM)
+    fal_http.get("https://example.com/arrived").mock(side_effect=arrived)
+    last = node("""
+    const stream = await fal.stream("tester/app", { input: { a: 1 } });
+    stream.on("data", (text) => text === "first" && fetch("https://example.com/arrived"));
+    show(await stream.done());
+    """)
+    assert last == "gr\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}n"
+
+
+@bug(
+    "N58",
+    symptom="for await over a stream leaves out events",
+    topic=TOPIC,
+    **CLIENT,
+)
+def test_events_that_are_falsy_are_left_out(fal_http):
+    """Events that are 0, false, null or "" never come out of for await.
+
+    Production: a progress that begins with 0 begins with 1; an empty token is missing.
+    Expected: each event.
+    Happens: what is taken out of the buffer is yielded if it is truthy.
+    Avoid: objects as events, or stream.on("data", ...).
+    """
+    events = "".join(f"data: {event}\n\n" for event in ("0", "1", "null", '""', "2"))
+    fal_http.post(APP_STREAM).respond(200, text=events, headers=EVENT_STREAM)
+    iterated, heard = node("""
+    const stream = await fal.stream("tester/app", { input: { a: 1 } });
+    const iterated = [], heard = [];
+    stream.on("data", (event) => heard.push(event));
+    for await (const event of stream) iterated.push(event);
+    show([iterated, heard]);
+    """)
+    assert (iterated, heard) == ([1, 2], [0, 1, None, "", 2])
+
+
+@bug(
+    "N59",
+    symptom="a stream that fails is just empty",
+    topic=TOPIC,
+    **CLIENT,
+)
+def test_for_await_does_not_throw(fal_http):
+    """for await over a stream that was refused ends at once, without an error.
+
+    Production: an empty result; or the end of the process, at a line that is nobody's.
+    Expected: for await throws.
+    Happens: the error goes to the promise of done() alone. If that is never asked for, it is an
+        unhandled rejection, which ends Node.
+    Avoid: await stream.done() after each loop.
+    """
+    fal_http.post(APP_STREAM).respond(422, json={"detail": "no such model"})
+    begin = 'const stream = await fal.stream("tester/app", { input: { a: 1 } });'
+    events = "const events = []; for await (const event of stream) events.push(event);"
+    quiet = "stream.done().catch(() => {});"
+    assert node(f"{begin} {quiet} {events} show(events);") == []
+
+    failure = node(f"{begin} {quiet} {events} await stream.done();")
+    assert (failure["name"], failure["status"]) == ("ValidationError", 422)
 
 
 # --- by way of a proxy ---------------------------------------------------------------------------
