@@ -306,18 +306,21 @@ def test_a_stream_that_does_not_begin_throws(deployment):
 REALTIME = """
 console.warn = () => {};
 const results = [];
+let closed = false;
+const finish = (value) => {
+  if (closed) return; // that it is closed is told as an error, too
+  closed = true;
+  show(value);
+  connection.close();
+};
 const connection = fal.realtime.connect("tester/app", {
   throttleInterval: 0,
   onResult: (result) => { results.push(result); next(); },
-  onError: (error) => { show(error.message); connection.close(); },
+  onError: (error) => finish(error.message),
   %s
 });
 const inputs = %s;
-const next = () => {
-  if (inputs.length) return connection.send({ number: inputs.shift() });
-  show(results);
-  connection.close();
-};
+const next = () => (inputs.length ? connection.send({ number: inputs.shift() }) : finish(results));
 next();
 """
 
@@ -350,3 +353,16 @@ def test_a_token_of_ones_own_server_will_do(deployment):
 
 def test_an_error_of_the_app_is_told(deployment):
     assert fal_js(REALTIME % ("", [-1]), WEBSOCKET) == "INTERNAL_ERROR: negative"
+
+
+def test_closing_it_is_told_as_an_error(deployment):
+    """A bug of the client's: its own close() has no code, which it takes for a failure."""
+    code = """
+    console.warn = () => {};
+    const connection = fal.realtime.connect("tester/app", {
+      onResult: () => connection.close(),
+      onError: ({ message, status }) => show([message, status]),
+    });
+    connection.send({ number: 1 });
+    """
+    assert fal_js(code, WEBSOCKET) == ["Error closing the connection: ", 1005]
