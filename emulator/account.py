@@ -298,6 +298,8 @@ class Emulator:
             self._environment.enter(certificate)
             self._git.enter()
             self._environment.offer_uploader(self.uploader.socket, self.settings.local_uploader)
+            wire_port = self._network.wire.address[1]
+            self._environment.lead_nodejs(wire_port, self.settings.allow_hosts)
             self._network.enter(certificate, undo)
             undo.callback(self._google.end)
             undo.callback(self._end_moto)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from emulator.credentials import AWS_KEY, FAL_KEY
+from emulator.network import nodejs_entrance
 from emulator.network.resolver import is_local
 
 __all__ = ["Environment", "drop", "names"]
@@ -119,6 +121,10 @@ class Environment:
         os.environ["FAL_API_SOCKET"] = path
         if use:
             os.environ["FAL_USE_LOCAL_UPLOADER"] = "1"
+
+    def lead_nodejs(self, wire_port: int, allowed: Iterable[str]) -> None:
+        """Let programs in Node reach the wire, and these hosts for real."""
+        os.environ.update(nodejs_entrance.variables(wire_port, allowed))
 
     def leave(self) -> None:
         """Restore."""

@@ -89,11 +89,14 @@ class QueueAPI:
 
     def _events(self, request: httpx.Request, call: Call) -> Iterator[bytes]:
         told: dict[str, Any] | None = None
+        logged = 0
         quiet = 0.0
         while True:
             body = self._told(request, call)
             if body != told:
-                told, quiet = body, 0.0
+                told, quiet = dict(body), 0.0
+                if body.get("logs") is not None:  # clients collect them: each is told once
+                    body["logs"], logged = body["logs"][logged:], len(body["logs"])
                 yield f"data: {json.dumps(body)}\n\n".encode()
             if body["status"] == "COMPLETED" or call.dropped:
                 return

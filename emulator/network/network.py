@@ -15,8 +15,9 @@ from emulator.network.fault import Fault, Stage
 from emulator.network.httpx_entrance import HttpxEntrance
 from emulator.network.matching import Connection
 from emulator.network.peer import Peer
-from emulator.network.reply import Body
+from emulator.network.reply import Body, reply
 from emulator.network.resolver import Resolver, is_local
+from emulator.network.router import LetThrough
 from emulator.network.unix_server import UnixServer
 from emulator.network.urllib_entrance import UrllibEntrance
 from emulator.network.wire import Abort, Stall, Wire
@@ -126,6 +127,8 @@ class Network:
             response = self.router.dispatch(request, "wire", runner)
         except UnknownHostError:
             raise
+        except LetThrough:  # of Python's clients none that is let through comes here
+            return reply(502, _not_from_here(request), content_type="text/plain; charset=utf-8")
         except TimeoutError as error:
             raise Stall from error
         except OSError as error:
@@ -174,6 +177,14 @@ class Network:
             return opened
 
         return faults.strike_at(stage, Connection(host, address, runner), exchange)
+
+
+def _not_from_here(request: httpx.Request) -> str:
+    host = request.url.host
+    return (
+        f"{request.method} {request.url}: a route of fal_http lets it through, of which programs "
+        f'in Node know nothing. Write @pytest.mark.fal(allow_hosts=["{host}"]).'
+    )
 
 
 def _aborting(stream: Iterator[bytes]) -> Iterator[bytes]:

@@ -14,9 +14,12 @@ __all__ = ["Peer", "unknown_host"]
 
 @dataclass(frozen=True)
 class Peer:
-    """What a client thought it was connecting to, and the runner it connected from."""
+    """What a client thought it was connecting to, and the runner it connected from.
 
-    address: str
+    A program in Node tells the runner alone: then there is no address, and the port is 0.
+    """
+
+    address: str | None
     port: int
     runner: int | None = None
 

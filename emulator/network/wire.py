@@ -19,6 +19,7 @@ import httpx
 from emulator.errors import EmulatorError
 from emulator.network import http1
 from emulator.network.http1 import ClientGoneError
+from emulator.network.nodejs_entrance import namespace_of
 from emulator.network.peer import Peer
 from emulator.network.server import Abort, Connection, Server, Stall
 from emulator.network.sockets import hasten_socket
@@ -82,7 +83,7 @@ class Wire(Server):
 
     def connection(self, sock: socket.socket, address: Any) -> Connection:
         """A client that has connected from this address."""
-        return _WireConnection(self, sock, address[1])
+        return _WireConnection(self, sock, address)
 
     def _claim_peer(self, local_port: int, seconds: float = 0) -> Peer | None:
         if seconds and local_port not in self._peers:
@@ -94,8 +95,8 @@ class Wire(Server):
         assert isinstance(side, ssl.SSLSocket)
         connection = self._handshakes[side.fileno()]
         connection.server_name = asked
-        peer = self._peers.get(connection.port)
-        name = asked or (peer.address if peer else "127.0.0.1")
+        peer = self._peers.get(connection.port, connection.unannounced)
+        name = asked or (peer and peer.address) or "127.0.0.1"
         flaw = self.flaw_of(name, peer)
         if flaw is not None:
             raise FlawedHandshake(name, flaw)
@@ -105,9 +106,12 @@ class Wire(Server):
 class _WireConnection(Connection):
     """A client that came over TCP, maybe with TLS."""
 
-    def __init__(self, wire: Wire, sock: socket.socket, port: int) -> None:
+    def __init__(self, wire: Wire, sock: socket.socket, address: tuple[str, int]) -> None:
         super().__init__(wire, sock)
-        self.port = port
+        self.port = address[1]
+        namespace = namespace_of(address[0])
+        #: Who it is if nobody says so: a program in Node, which cannot.
+        self.unannounced = None if namespace is None else Peer(None, 0, namespace)
         self.server_name: str | None = None
         self._wire = wire
 
@@ -151,7 +155,8 @@ class _WireConnection(Connection):
         """As the client's connection and its Host header say."""
         authority = head.fields.get(b"host")
         if self.peer is None:
-            self.peer = self._wire._claim_peer(self.port, 0 if authority else PEER_SECONDS)
+            seconds = 0 if authority else PEER_SECONDS
+            self.peer = self._wire._claim_peer(self.port, seconds) or self.unannounced
         return http1.request_url(
             head.target, authority or self._authority(), isinstance(self._socket, ssl.SSLSocket)
         )
@@ -162,7 +167,7 @@ class _WireConnection(Connection):
         if host is None:
             raise http1.RefusedError(400, "there is no Host header")
         host = f"[{host}]" if ":" in host else host
-        return (f"{host}:{self.peer.port}" if self.peer else host).encode()
+        return (f"{host}:{self.peer.port}" if self.peer and self.peer.port else host).encode()
 
     def end_stream(self) -> None:
         """Send TLS's own goodbye."""

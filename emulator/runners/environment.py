@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError
+from emulator.network.nodejs_entrance import NODE_OPTIONS, options
 from emulator.storage import programs
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def variables(
         "FAL_REGION": settings.region,
         "HF_HOME": "/data/.cache/huggingface",
         **given,
+        **({NODE_OPTIONS: options(given[NODE_OPTIONS])} if NODE_OPTIONS in given else {}),
         **({"PATH": _path(given)} if pretended else {}),
     }
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.version import Version
 
-__all__ = ["PARTS", "Bug", "bug", "needs_fuse"]
+__all__ = ["JAVASCRIPT", "PARTS", "Bug", "bug", "needs_fuse", "needs_javascript"]
 
 #: What the docstring of each test tells after its first line, in this order.
 PARTS = ("Production", "Expected", "Happens", "Avoid")
@@ -23,6 +26,16 @@ PARTS = ("Production", "Expected", "Happens", "Avoid")
 needs_fuse = pytest.mark.skipif(
     not os.access("/dev/fuse", os.R_OK | os.W_OK),
     reason="a /data that differs between runners needs /dev/fuse (Docker: --device /dev/fuse)",
+)
+
+
+#: Where .ci/javascript installs fal's packages for JavaScript.
+JAVASCRIPT = Path(__file__).resolve().parent.parent.parent / "tests" / "javascript"
+
+#: For tests of fal's packages for JavaScript.
+needs_javascript = pytest.mark.skipif(
+    shutil.which("node") is None or not (JAVASCRIPT / "node_modules" / ".installed").exists(),
+    reason="needs Node and fal's JavaScript client, which .ci/javascript installs",
 )
 
 
@@ -39,7 +52,7 @@ class Bug:
     topic: str
     #: First and last version in which it was seen; None: no matter of versions.
     seen: tuple[str, str] | None
-    #: Of what they are versions: "fal" or "fal_client".
+    #: Of what they are versions: "fal", "fal_client", or a package for JavaScript.
     package: str
     #: The first version that is known not to have it; None: none is.
     gone: str | None
@@ -87,7 +100,7 @@ def bug(
 
         @functools.wraps(test)
         def run(*args: Any, **fixtures: Any) -> None:
-            installed = metadata.version(package)
+            installed = _version(package)
             if shown.is_newer_than(installed):
                 pytest.skip(
                     f"{package} {installed} does not show {shown.name}: seen since {seen[0]}"
@@ -111,6 +124,15 @@ def bug(
         return run
 
     return mark
+
+
+def _version(package: str) -> str:
+    """The version of a package that is installed, in Python or, with a name like @fal-ai/client,
+    for Node."""
+    if not package.startswith("@"):
+        return metadata.version(package)
+    about = JAVASCRIPT / "node_modules" / package / "package.json"
+    return str(json.loads(about.read_text("utf-8"))["version"])
 
 
 def _read_docstring(test: Callable[..., None]) -> tuple[str, dict[str, str]]:

@@ -38,11 +38,11 @@ TOPICS = (
     "The KV store",
     "Repositories",
     "fal files and FalFileSystem",
+    "fal's JavaScript client",
 )
 
 _OLD = "an SDK below 1.75.5, the oldest that is supported here"
 _GATEWAY = "the gateway and its queue"
-_JAVASCRIPT = "the gateway, and fal's JavaScript client in front of it"
 
 #: Id, what it is, what its test waits for. Those that have a test by now are left out of the page.
 NOT_REPRODUCED = (
@@ -53,8 +53,6 @@ NOT_REPRODUCED = (
         "uploads of more than 100 MiB lose the lifetime they were given (until fal 1.67.0)",
         _OLD,
     ),
-    ("P8", "inputs that the JavaScript client uploads by itself carry no lifetime", _JAVASCRIPT),
-    ("P35", "uploads of more than 90 MiB from JavaScript fail", _JAVASCRIPT),
 )
 
 HEAD = f"""\
