@@ -39,6 +39,7 @@ from emulator.network.resolver import Resolver
 from emulator.network.router import Router
 from emulator.network.routes import Routes
 from emulator.network.trust import Authority
+from emulator.realtime_tokens import RealtimeTokens
 from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
@@ -99,6 +100,7 @@ class Emulator:
         self.faults = Faults(self.clock.sleep)
         self._routes = Routes()
         self._identities = Identities(self.clock.now, lambda: self.settings)
+        self._realtime_tokens = RealtimeTokens(self.clock.now)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
         self._kv = KV(self.clock, self.ledger, self.settings)
@@ -405,7 +407,12 @@ class Emulator:
             self.origin,
             files,
             PlatformFilesHost(files),
-            RestHost(self._cdn, self._identities, runners.is_outside_of_requests),
+            RestHost(
+                self._cdn,
+                self._identities,
+                self._realtime_tokens,
+                runners.is_outside_of_requests,
+            ),
             CDNHost(self._cdn, self._identities),
             KVHost(self._kv, self._identities),
             UploaderHost(
@@ -435,6 +442,7 @@ class Emulator:
         self.faults.reset()
         self._routes.reset()
         self._identities.reset()
+        self._realtime_tokens.reset()
         self._payloads.reset()
         self._network.reset()
         self._runners.reset()
