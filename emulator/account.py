@@ -103,7 +103,7 @@ class Emulator:
         self.faults = Faults(self.clock.sleep)
         self._routes = Routes()
         self._identities = Identities(self.clock.now, lambda: self.settings)
-        self._tokens = RealtimeTokens(self.clock.now)
+        self._realtime_tokens = RealtimeTokens(self.clock.now)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
         self._kv = KV(self.clock, self.ledger, self.settings)
@@ -429,7 +429,8 @@ class Emulator:
         self._payloads = Payloads(self._cdn, self.clock.now)
         self._payloads.offer(platform)
         self._payloads.removers = [runners.has_served, self._gateway.delete_payloads]
-        rest = RestHost(self._cdn, self._identities, runners.is_outside_of_requests)
+        outside = runners.is_outside_of_requests
+        rest = RestHost(self._cdn, self._identities, self._realtime_tokens, outside)
         self._receiver.offer(rest.public, platform.public)
         self._network.router.hosts = [
             self.origin,
@@ -445,7 +446,9 @@ class Emulator:
                 runners.is_outside_of_requests,
             ),
             platform,
-            GatewayHost(self._gateway, self._identities, self._tokens, lambda: self.settings),
+            GatewayHost(
+                self._gateway, self._identities, self._realtime_tokens, lambda: self.settings
+            ),
             RunnerHost(runners.named),
             self._receiver,
             S3Host(self._moto, self.clock.now),
@@ -471,7 +474,7 @@ class Emulator:
         self.faults.reset()
         self._routes.reset()
         self._identities.reset()
-        self._tokens.reset()
+        self._realtime_tokens.reset()
         self._payloads.reset()
         self._network.reset()
         self._runners.reset()

@@ -78,7 +78,10 @@ class GatewayHost:
         try:
             caller = self._caller(request, exchange)
         except RealtimeTokenError as error:
-            return realtime.refuse(request, exchange, str(error))
+            if wants(request):
+                return realtime.refuse(request, exchange, str(error))
+            exchange.notes.append(str(error))
+            return json_reply({"detail": "Unauthorized"}, 401)
         if caller is None:
             exchange.notes.append("no account key")
             return json_reply({"detail": "Authentication is required to access this app"}, 401)
@@ -89,7 +92,7 @@ class GatewayHost:
 
     def _caller(self, request: httpx.Request, exchange: Exchange) -> str | None:
         """Who asks; None: nobody can tell. RealtimeTokenError: by a token that does not count."""
-        token = realtime.token_of(request) if wants(request) else None
+        token = realtime.token_of(request)
         if token is not None:
             endpoint = endpoint_of(request.url.path)
             return self._tokens.check(token, endpoint.app if endpoint else "")
@@ -151,7 +154,7 @@ def incoming(request: httpx.Request, path: str, caller: str, *, queued: bool = T
     headers = {name: value for name, value in request.headers.items() if name not in _NOT_FORWARDED}
     query = request.url.query.decode("ascii")
     return Incoming(
-        f"{path}?{query}" if query else path,
+        realtime.without_token(f"{path}?{query}" if query else path),
         headers,
         caller,
         request.read() or None,

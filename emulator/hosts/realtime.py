@@ -18,7 +18,7 @@ from emulator.network.reply import json_reply
 from emulator.network.websocket import Handshake, SocketEnd
 from emulator.runners.errors import RunnerError
 
-__all__ = ["connect", "refuse", "speak_http", "token_of"]
+__all__ = ["connect", "refuse", "speak_http", "token_of", "without_token"]
 
 #: What JavaScript's client takes for a token that does not count (any more).
 _UNAUTHORIZED = {"status": "error", "error": "Unauthorized"}
@@ -30,7 +30,7 @@ def connect(
     request: httpx.Request, exchange: Exchange, deployment: Deployment, asked: Incoming
 ) -> httpx.Response:
     """Open a websocket on a deployment's app."""
-    asked = replace(asked, path=_without_token(asked.path), method="GET", opens_websocket=True)
+    asked = replace(asked, method="GET", opens_websocket=True)
     return opened(request, exchange, lambda: deployment.connect(asked, Caller()))
 
 
@@ -100,7 +100,7 @@ def _answer(client: SocketEnd, deployment: Deployment, asked: Incoming) -> None:
     client.send(json.dumps({"type": "end", **told, "time_to_first_byte_seconds": waited}))
 
 
-def _without_token(path: str) -> str:
+def without_token(path: str) -> str:
     """A path with its query, without the client's token, which is no business of the app's."""
     url = httpx.URL(f"http://app{path}")
     return url.copy_remove_param(_TOKEN).raw_path.decode("ascii") if _TOKEN in path else path

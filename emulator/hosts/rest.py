@@ -1,4 +1,4 @@
-"""``rest.fal.ai`` and ``rest.alpha.fal.ai``: tokens and the start of uploads [facts §1.3-§1.6]."""
+"""``rest.fal.ai`` and ``rest.alpha.fal.ai``: tokens and the start of uploads [§1.3-§1.6, §6.5]."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from emulator.hosts.common import (
 from emulator.identity import Identities
 from emulator.ledger import Exchange
 from emulator.network.reply import json_reply
+from emulator.realtime_tokens import RealtimeTokens
 from emulator.sdk import rest_host
 from emulator.storage.cdn import CDN
 from emulator.storage.lifecycle import rewrite_file_name
@@ -30,6 +31,8 @@ from emulator.storage.uploads import Upload, UploadError
 __all__ = ["RestHost", "answers_rest"]
 
 _NAMES = frozenset({"rest.fal.ai", "rest.alpha.fal.ai"})
+#: What fal's clients ask for.
+_REALTIME_SECONDS = 120
 _STORAGE_TYPES = {"fal-cdn-v3": None, "fal-cdn": None, "gcs": "storage.googleapis.com"}
 
 
@@ -39,6 +42,7 @@ class RestHost:
     Args:
         cdn: where files go.
         identities: whose token is whose.
+        tokens: of websockets.
         is_outside_of_requests: whether what a runner sends without a request's id should have one.
     """
 
@@ -46,10 +50,12 @@ class RestHost:
         self,
         cdn: CDN,
         identities: Identities,
+        tokens: RealtimeTokens,
         is_outside_of_requests: Callable[[str | None], bool] = lambda _runner: False,
     ) -> None:
         self._cdn = cdn
         self._identities = identities
+        self._tokens = tokens
         self._is_outside_of_requests = is_outside_of_requests
         #: Calls that need no credentials.
         self.public = PathRouter()
@@ -59,6 +65,8 @@ class RestHost:
         self._paths.add("POST", r"/storage/upload/initiate-multipart", self._initiate_multipart)
         self._paths.add("POST", r"/storage/upload/gcs/(\w+)/complete", self._complete_gcs)
         self._paths.add("POST", r"/storage/upload/gcs/(\w+)/(\d+)", self._initiate_part_gcs)
+        self._paths.add("POST", r"/tokens/?", self._realtime_token)
+        self._paths.add("POST", r"/tokens/realtime/?", self._documented_realtime_token)
         FileAccess(cdn).offer(self._paths.add, "/storage")
 
     def answers(self, host: str) -> bool:
@@ -109,6 +117,29 @@ class RestHost:
                 "expires_at": token.expires_at.isoformat(),
             }
         )
+
+    def _realtime_token(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        """As fal_client and fal-js ask for one."""
+        return json_reply(self._issue(request, exchange, "token_expiration"))
+
+    def _documented_realtime_token(
+        self, request: httpx.Request, exchange: Exchange
+    ) -> httpx.Response:
+        return json_reply({"token": self._issue(request, exchange, "duration")})
+
+    def _issue(self, request: httpx.Request, exchange: Exchange, lifetime: str) -> str:
+        data = _json(request)
+        apps, seconds = data.get("allowed_apps"), data.get(lifetime, _REALTIME_SECONDS)
+        is_list = isinstance(apps, list) and all(isinstance(app, str) and app for app in apps)
+        if not apps or not is_list:
+            raise RefusedRequest(422, 'allowed_apps has to be a list of apps: ["my-app"]')
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise RefusedRequest(422, f"{lifetime} has to be a number of seconds above 0")
+        try:
+            ends = timedelta(seconds=seconds)
+            return self._tokens.issue(exchange.user or "", apps, ends)
+        except OverflowError:
+            raise RefusedRequest(422, f"{lifetime} is too long") from None
 
     def _begin(self, request: httpx.Request, exchange: Exchange) -> Upload:
         storage_type = request.url.params.get("storage_type", "fal-cdn-v3")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import httpx
 
 from emulator.ledger import Exchange
+from emulator.network.relay import relay
 from emulator.network.reply import json_reply
 from emulator.network.router import WouldBlock
-from emulator.network.websocket import Handshake, SocketEnd, relay, wants
+from emulator.network.websocket import Handshake, SocketEnd, wants
 from emulator.runners.body import Body
 from emulator.runners.runner import HandshakeRefusedError, RunnerError
 

@@ -1,4 +1,4 @@
-"""Websockets: one end of one, and what passes between two.
+"""Websockets: one end of one, and a client's wish for one.
 
 Framing is the ``websockets`` package's (seen: 12 to 17), without its I/O: an end belongs to one
 thread, as a TLS socket has to. It is imported with the first websocket.
@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -25,7 +24,7 @@ from emulator.network.sockets import shut_down
 if TYPE_CHECKING:
     from websockets.protocol import Protocol
 
-__all__ = ["ABNORMAL", "NO_CODE", "End", "Handshake", "Relayed", "SocketEnd", "relay", "wants"]
+__all__ = ["ABNORMAL", "NO_CODE", "End", "Handshake", "SocketEnd", "poll", "wants"]
 
 #: The codes of a connection that ended without saying so, and of one that gave no code.
 ABNORMAL, NO_CODE = 1006, 1005
@@ -426,65 +425,3 @@ def _head(request: httpx.Request) -> bytes:
         if lower in (b"connection", b"upgrade") or lower.startswith(b"sec-websocket-"):
             lines.append(name + b": " + value)
     return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-# --- between two ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Relayed:
-    """What has passed between a client and an app, and who ended it how."""
-
-    from_client: int = 0
-    from_app: int = 0
-    by: str = ""
-    code: int = ABNORMAL
-    reason: str = ""
-
-    def __str__(self) -> str:
-        why = f" {self.reason}" if self.reason else ""
-        how = "without a word" if self.code == ABNORMAL else f"with {self.code}{why}"
-        return (
-            f"websocket: {_count(self.from_client)} from the client, {_count(self.from_app)} from "
-            f"the app; the {self.by} ended it {how}"
-        )
-
-
-def _count(number: int) -> str:
-    return f"{number} message" if number == 1 else f"{number} messages"
-
-
-def relay(client: End, app: End, over: Callable[[Relayed], None] = lambda _passed: None) -> Relayed:
-    """Pass on what comes, until one of both ends it, and end the other in the same way.
-
-    Args:
-        client: the client's end.
-        app: from ``runner.connect``.
-        over: told how it ended, before anybody else hears of it.
-    """
-    passed = Relayed()
-    while True:
-        client.step()
-        app.step()
-        up, down = _pass(client, app), _pass(app, client)
-        passed.from_client += up
-        passed.from_app += down
-        if app.is_over or client.is_over:
-            break
-        if not up and not down:
-            poll(None, client, app)
-    ended = app if app.is_over else client
-    passed.by = "app" if ended is app else "client"
-    passed.code, passed.reason = ended.code or ABNORMAL, ended.reason
-    over(passed)
-    app.close(passed.code, passed.reason)
-    client.close(passed.code, passed.reason)
-    return passed
-
-
-def _pass(source: End, target: End) -> int:
-    count = 0
-    while target.has_room and (message := source.take()) is not None:
-        target.send(message)
-        count += 1
-    return count

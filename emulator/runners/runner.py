@@ -10,10 +10,7 @@ import abc
 import concurrent.futures
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import httpx
@@ -27,14 +24,12 @@ from emulator.runners.errors import (
 )
 from emulator.runners.output import without_noise
 from emulator.runners.supervision import Supervision
+from emulator.runners.surroundings import Surroundings
+from emulator.runners.transport import RunnerTransport
 
 if TYPE_CHECKING:
-    from emulator.clock import Clock
-    from emulator.runners.limits import Limits
     from emulator.runners.log import Log
     from emulator.runners.websocket import AppWebSocket
-    from emulator.settings import Settings
-    from emulator.storage.disk import RunnerDisk
     from emulator.storage.volume import Volume
     from emulator.users import User
 
@@ -65,40 +60,6 @@ Result = TypeVar("Result")
 
 _FINISH_SECONDS = 10.0
 _ENDING = ("DRAINING", "TERMINATING", "TERMINATED")
-
-
-@dataclass
-class Surroundings:
-    """What a runner finds on the platform.
-
-    ``changed`` is told each new state, ``note`` what the platform decided, ``intercept`` is what
-    fal's gateway answers a request itself (None lets it through to the app). ``in_fleet``: what its
-    answers mean for it is decided by its deployment.
-    """
-
-    disk: RunnerDisk
-    clock: Clock
-    settings: Settings
-    #: Headers that the gateway adds to a request of this user's; None: as whom the test acts.
-    gateway: Callable[[User | str | None], Mapping[str, str]]
-    environment: dict[str, str]
-    changed: Callable[[Any, str], None]
-    note: Callable[[str], None]
-    intercept: Callable[[Any, httpx.Request], httpx.Response | None]
-    limits: Limits
-    in_fleet: bool = False
-
-    @contextmanager
-    def within(self, limit: timedelta, time_out: Callable[[], None]) -> Iterator[None]:
-        """Have something done if this block is not over by then; a deployment keeps its time."""
-        if self.in_fleet:
-            yield
-            return
-        alarm = self.clock.on(limit, time_out)
-        try:
-            yield
-        finally:
-            alarm.cancel()
 
 
 class Runner(abc.ABC):
@@ -337,7 +298,7 @@ class Runner(abc.ABC):
         """An httpx client whose requests reach this app, as through the gateway."""
         if self._client is None:
             self._client = httpx.Client(
-                transport=_Transport(self),
+                transport=RunnerTransport(self),
                 base_url=self.url,
                 trust_env=False,
                 timeout=None,
@@ -513,22 +474,6 @@ class Runner(abc.ABC):
         headers.setdefault("x-fal-endpoint", endpoint)
         for name, value in gateway.items():
             headers.setdefault(name, value)
-
-
-class _Transport(httpx.BaseTransport):
-    """Takes a client's requests to the runner, past the emulated network."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        sent = httpx.Request(
-            request.method, request.url, headers=request.headers, content=request.read()
-        )
-        response = self._runner.open(sent)
-        return httpx.Response(
-            response.status_code, headers=response.headers.raw, stream=response.stream
-        )
 
 
 class RunnerFactory(Protocol):
