@@ -402,6 +402,19 @@ def test_a_process_that_boots_on_a_stopped_clock_sees_it_from_the_start(boot, fa
     assert boot(Early).post("/").json()["at"] == pytest.approx(fal_clock.now().timestamp())
 
 
+class Refusing(fal.App):
+    """Goes by value with the SDK's exceptions, and so with its console, which has kept the time."""
+
+    @fal.endpoint("/")
+    def refuse(self) -> dict:
+        raise fal.exceptions.AppException("no", 418)
+
+
+def test_an_app_that_refers_to_the_sdks_console_boots_on_a_stopped_clock(boot, fal_clock):
+    fal_clock.freeze()
+    assert boot(Refusing).post("/").status_code == 418
+
+
 def test_a_sleep_in_a_process_moves_the_stopped_clock(boot, fal_clock):
     async def doze():
         import asyncio

@@ -102,6 +102,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, thing: Any) -> Any:
         if self._without is not None and thing is self._without:
             return type(None), ()
+        if _is_replaced(thing):
+            return _function_of, (thing.__module__, thing.__name__)
         if isinstance(thing, type):
             number = _private("_DYNAMIC_CLASS_TRACKER_BY_CLASS").get(thing)
             if number is not None and self._has(number):
@@ -117,6 +119,17 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """The numbers of the classes that went by value."""
         numbers = _private("_DYNAMIC_CLASS_TRACKER_BY_CLASS")
         return {numbers[thing] for thing in self._seen if thing in numbers}
+
+
+def _is_replaced(thing: Any) -> bool:
+    """Whether it is the real thing in whose place its module has another while the clock is moved.
+
+    Something may have kept it: rich's console has ``datetime.now`` and ``time.monotonic``.
+    """
+    if not isinstance(thing, (type, types.BuiltinFunctionType)):
+        return False
+    module = sys.modules.get(thing.__module__) if thing.__module__ in ("datetime", "time") else None
+    return module is not None and getattr(module, thing.__name__, thing) is not thing
 
 
 def _code_of(file: str, make: Callable[..., types.CodeType], arguments: Any) -> types.CodeType:
