@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from emulator.runners.log import Line
     from emulator.settings import Settings
 
-__all__ = ["Spawning"]
+__all__ = ["Spawning", "take_over"]
 
 
 class Spawning:
@@ -42,25 +43,17 @@ class Spawning:
 
     def install(self) -> None:
         """Take over, if the SDK is loaded."""
-        app = getattr(sys.modules.get("fal.app"), "App", None)
-        host = getattr(sys.modules.get("fal.api"), "FalServerlessHost", None)
-        if app is not None:
-            self._replace(app, "spawn", classmethod(lambda cls: self._spawn(cls)))
-        if host is not None:
-            self._replace(host, "spawn", _refuse)
+        _installed.append(self)
+        self._undo = take_over()
 
     def uninstall(self) -> None:
         """Give back."""
+        _installed.clear()
         for undo in self._undo:
             undo()
         self._undo = []
 
-    def _replace(self, owner: Any, name: str, value: object) -> None:
-        real = vars(owner)[name]
-        self._undo.append(lambda: setattr(owner, name, real))
-        setattr(owner, name, value)
-
-    def _spawn(self, app: Any) -> Any:
+    def spawn(self, app: Any) -> Any:
         """Deploy an app; what ``App.spawn`` returns."""
         fal_app: Any = sys.modules["fal.app"]
         info = fal_app.SpawnInfo()
@@ -76,6 +69,32 @@ class Spawning:
         base = f"{self._settings().nickname}/{app.app_name}"
         names = (f"{base}-{number}" for number in count(1))
         return next(name for name in names if name not in self._gateway.deployments)
+
+
+#: The one that is installed in this process; none in those of runners.
+_installed: list[Spawning] = []
+
+
+def take_over() -> list[Callable[[], None]]:
+    """Replace what the SDK spawns with, as far as it is loaded; what puts it back."""
+    app = getattr(sys.modules.get("fal.app"), "App", None)
+    host = getattr(sys.modules.get("fal.api"), "FalServerlessHost", None)
+    undo: list[Callable[[], None]] = []
+    for owner, value in ((app, classmethod(_spawn)), (host, _refuse)):
+        if owner is not None:
+            undo.append(partial(setattr, owner, "spawn", vars(owner)["spawn"]))
+            owner.spawn = value
+    return undo
+
+
+def _spawn(cls: Any) -> Any:
+    """Stands in for ``App.spawn``. No method: an app goes to a process with the SDK's classes."""
+    if not _installed:
+        raise EmulatorError(
+            f"{cls.__name__}.spawn() was called on a runner in a process, where it is not "
+            "emulated. Spawn it in the test, and tell the app its url."
+        )
+    return _installed[0].spawn(cls)
 
 
 class _Stream:

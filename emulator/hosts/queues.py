@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from emulator.hosts.access import account_of
+from emulator.hosts.access import APIError, account_of
 from emulator.network.reply import json_reply
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ class Queues:
     def _size(
         self, request: httpx.Request, exchange: Exchange, owner: str, app: str
     ) -> httpx.Response:
-        deployment = self._own(request, owner, app)
-        if deployment is None:
-            return _unknown(owner, app)
-        queue = deployment.queue
+        queue = self._own(request, owner, app).queue
         sizes = {"size": len(queue), "queue_size": len(queue)}
         if request.url.params.get("by_user", "").lower() != "true":
             return json_reply(sizes)
@@ -59,31 +56,30 @@ class Queues:
     def _flush(
         self, request: httpx.Request, exchange: Exchange, owner: str, app: str
     ) -> httpx.Response:
-        deployment = self._own(request, owner, app)
-        if deployment is None:
-            return _unknown(owner, app)
+        queue = self._own(request, owner, app).queue
         only = request.url.params.get("caller_user_id")
-        for call in deployment.queue:
+        for call in queue:
             if only in (None, _caller(call, owner)):
                 call.cancel()
         return json_reply({})
 
-    def _own(self, request: httpx.Request, owner: str, app: str) -> Deployment | None:
-        """An app, if it is of who asks."""
-        if account_of(request).user.nickname != owner:
-            return None
-        return self._gateway.deployments.get(f"{owner}/{app}")
+    def _own(self, request: httpx.Request, owner: str, app: str) -> Deployment:
+        """An app of who asks.
+
+        Raises:
+            APIError: 404, there is none.
+        """
+        deployment = self._gateway.deployments.get(f"{owner}/{app}")
+        if deployment is None or account_of(request).user.nickname != owner:
+            raise APIError(404, "not_found", f"Application {owner}/{app} not found")
+        return deployment
 
 
 def _caller(call: Call, owner: str) -> str:
     return call.caller or owner
 
 
-def _unknown(owner: str, app: str) -> httpx.Response:
-    return json_reply({"detail": f"Application {owner}/{app} not found"}, 404)
-
-
-def _current_user(request: httpx.Request, exchange: Exchange) -> httpx.Response:
+def _current_user(request: httpx.Request, _exchange: Exchange) -> httpx.Response:
     """Whose key it is; the members that the CLI insists on."""
     user = account_of(request).user
     return json_reply(

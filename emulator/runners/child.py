@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from emulator.clock_mirror import FollowingClock
+from emulator.fleets.spawning import take_over
 from emulator.network.grpc_entrance import GrpcEntrance
 from emulator.network.remote_resolver import RemoteResolver
 from emulator.network.sockets import hasten_socket
@@ -99,6 +100,7 @@ class _Process:
         self._start_coverage()
         self._resolver.install()
         GrpcEntrance(lambda _: None).install()
+        take_over()
         follow_server(self._channel.tell)
         hurry_server()
         self._clock.catch_up()
