@@ -36,6 +36,7 @@ TOPICS = (
     "The KV store",
     "Repositories",
     "fal files and FalFileSystem",
+    "AppClient and fal.apps",
 )
 
 _OLD = "an SDK below 1.75.5, the oldest that is supported here"
