@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 import weakref
 
 import fal
@@ -132,9 +133,13 @@ def test_connect_prints_what_the_app_prints(capsys, fal_gateway, fal_clock):
     printed = ""
     with AppClient.connect(Greeting) as client:
         client.greet({"name": "Ada"})
-        while "[stdout]" not in printed or "greeting Ada" not in printed.split("[stdout]")[-1]:
+        for _ in range(1000):  # its thread looks ten times a second
             printed += capsys.readouterr().out
+            if "[stdout]" in printed:
+                break
+            threading.Event().wait(0.01)
     assert f"{at:%m/%d/%Y %H:%M:%S} [global]" in printed
+    assert "[stdout]  greeting Ada" in printed
 
 
 def test_connect_ends_what_it_began_when_the_test_fails(fal_gateway):

@@ -11,6 +11,7 @@ import pytest
 from apps_for_clients import Greeting
 from fal.apps import Completed, InProgress, Queued, RequestHandle
 from fal.cli.main import main
+from versions import since
 
 URL = "https://example.com/slow.bin"
 
@@ -97,9 +98,9 @@ def test_the_status_when_it_is_over(deployment):
     status = handle.status(logs=True)
     assert isinstance(status, Completed)
     assert [entry["message"] for entry in status.logs] == ["greeting Ada"]
-    assert (status.error, status.error_type) == (None, None)
 
 
+@since("1.80.0", "tells a request's error")
 def test_the_status_of_what_has_failed(deployment):
     handle = fal.apps.submit("tester/greeting", {}, path="/fail")
     deployment.calls[0].result()
@@ -159,6 +160,7 @@ def test_cancelling_what_is_over_is_refused(deployment):
     assert error.value.response.json() == {"status": "ALREADY_COMPLETED"}
 
 
+@since("1.82.0", "asks again")
 def test_the_next_status_is_asked_for_after_a_failure(deployment, fal_faults):
     handle = fal.apps.submit("tester/greeting", {"name": "Ada"})
     fal_faults.refuse(host="queue.fal.run", times=2)
