@@ -20,6 +20,7 @@ from emulator.distributed.data import DistributedData
 from emulator.environment import Environment
 from emulator.errors import EmulatorError
 from emulator.fleets.gateway import Gateway
+from emulator.fleets.spawning import Spawning
 from emulator.fleets.webhooks import Webhooks
 from emulator.hosts.cdn import CDNHost
 from emulator.hosts.files import FilesHost, PlatformFilesHost
@@ -29,6 +30,7 @@ from emulator.hosts.google import GoogleHost
 from emulator.hosts.kv import KVHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.platform_api import Payloads, PlatformAPI
+from emulator.hosts.queues import Queues
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
 from emulator.hosts.s3 import S3Host
@@ -115,6 +117,7 @@ class Emulator:
         self._gateway = Gateway(
             self.clock, self.ledger, self._identities, lambda: self.settings, lambda: self._runners
         )
+        self._spawning = Spawning(self._gateway, lambda: self.settings)
 
     def __repr__(self) -> str:
         return f"<Emulator: {'running' if self.active else 'stopped'}>"
@@ -295,12 +298,14 @@ class Emulator:
             self._sdk.save(self._environment.home)
             undo.callback(self._environment.leave)
             undo.callback(self._identities.users.stop_acting)
-            self._environment.enter(certificate)
+            self._environment.enter(certificate, self.settings.allow_hosts)
             self._git.enter()
             self._environment.offer_uploader(self.uploader.socket, self.settings.local_uploader)
             wire_port = self._network.wire.address[1]
             self._environment.lead_nodejs(wire_port, self.settings.allow_hosts)
             self._network.enter(certificate, undo)
+            undo.callback(self._spawning.uninstall)
+            self._spawning.install()
             undo.callback(self._google.end)
             undo.callback(self._end_moto)
             self._moto.begin()
@@ -426,11 +431,12 @@ class Emulator:
         runners = self._runners
         files = FilesHost(self._files, self._identities, self._network.router.dispatch)
         platform = PlatformAPI(self._cdn)
+        outside = runners.is_outside_of_requests
+        rest = RestHost(self._cdn, self._identities, self._realtime_tokens, outside)
+        Queues(self._gateway).offer(rest, platform)
         self._payloads = Payloads(self._cdn, self.clock.now)
         self._payloads.offer(platform)
         self._payloads.removers = [runners.has_served, self._gateway.delete_payloads]
-        outside = runners.is_outside_of_requests
-        rest = RestHost(self._cdn, self._identities, self._realtime_tokens, outside)
         self._receiver.offer(rest.public, platform.public)
         self._network.router.hosts = [
             self.origin,
@@ -454,7 +460,7 @@ class Emulator:
             S3Host(self._moto, self.clock.now),
             self._google,
         ]
-        runners.ended = self._gateway.runner_ended
+        runners.made, runners.ended = self._gateway.runner_made, self._gateway.runner_ended
         runners.connect(self._network.wire, self._network.resolver)
         self.clock.volumes = runners.backings
         self._gateway.send_webhook = self._webhooks.deliver

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from emulator.credentials import AWS_KEY, FAL_KEY
-from emulator.network import nodejs_entrance
+from emulator.network import grpc_entrance, nodejs_entrance
 from emulator.network.resolver import is_local
 
 __all__ = ["Environment", "drop", "names"]
@@ -84,8 +84,13 @@ class Environment:
         self._path: list[str] = []
         self._tempdir: str | None = None
 
-    def enter(self, certificate: str) -> None:
-        """Replace; *certificate* is a file with the CAs that clients shall trust."""
+    def enter(self, certificate: str, allow_hosts: Iterable[str] = ()) -> None:
+        """Replace.
+
+        Args:
+            certificate: a file with the CAs that clients shall trust.
+            allow_hosts: hosts that may really be reached.
+        """
         self._saved = _variables()
         self._directory = os.getcwd()
         self._path = list(sys.path)
@@ -98,6 +103,7 @@ class Environment:
         for name in _CA_VARIABLES:
             environment[name] = certificate
         environment.update(_NOBODY)
+        environment.update(grpc_entrance.environment(allow_hosts))
         environment.setdefault("AWS_DEFAULT_REGION", "us-east-1")
         # moto puts objects of 5 MB into files in /tmp, which are the app's, and its limit.
         environment.setdefault("MOTO_S3_DEFAULT_KEY_BUFFER_SIZE", str(1 << 30))

@@ -87,6 +87,7 @@ class SDKState:
         self._save_results()
         self._save_file_systems()
         _forget_images()
+        _forget_http_client(close=False)
 
     def end_retries(self) -> None:
         """Let uploads to a caller's bucket that fail from now on fail for good.
@@ -120,6 +121,7 @@ class SDKState:
     def restore(self) -> None:
         """Put everything back; what was first loaded meanwhile becomes as if loaded now."""
         _forget_images()
+        _forget_http_client(close=True)
         for undo in reversed(self._undo):
             undo()
         self._undo = []
@@ -327,6 +329,19 @@ def _forget_images() -> None:
         clear = getattr(function, "cache_clear", None)
         if clear is not None:
             clear()
+
+
+def _forget_http_client(close: bool) -> None:
+    """``fal.apps`` keeps one client, which trusts the CAs and has the proxies of when it was made.
+
+    Args:
+        close: it is the test's own; the user's may be in use.
+    """
+    get: Any = getattr(sys.modules.get("fal.apps"), "_get_http_client", None)
+    if hasattr(get, "cache_info") and get.cache_info().currsize:
+        if close:
+            get().close()
+        get.cache_clear()
 
 
 def _refill(container: Any) -> Callable[[], None]:

@@ -40,6 +40,11 @@ def patched_attributes() -> dict[str, object]:
         "sys": (sys, "stdout stderr"),
         "fal.ref": (sys.modules.get("fal.ref"), "current_app"),
         "fal.auth.local": (sys.modules.get("fal.auth.local"), "_FAL_HOME_DIR"),
+        "fal.api.FalServerlessHost": (
+            getattr(sys.modules.get("fal.api"), "FalServerlessHost", None),
+            "spawn",
+        ),
+        "cygrpc": (sys.modules.get("grpc._cython.cygrpc"), "Channel AioChannel"),
         "aiohttp.connector": (sys.modules.get("aiohttp.connector"), "_SSL_CONTEXT_VERIFIED"),
     }
     return {

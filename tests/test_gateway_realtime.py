@@ -5,8 +5,8 @@ Without postponed annotations: the names in them do not go along when the SDK pi
 
 import asyncio
 import json
-import threading
 import time
+from contextlib import ExitStack
 
 import fal
 import fal.apps
@@ -291,9 +291,14 @@ def test_the_time_to_first_byte_is_the_clocks(app, fal_gateway, fal_clock):
 # --- the end --------------------------------------------------------------------------------------
 
 
-def test_what_is_still_open_at_the_tests_end_leaves_nothing(app):
-    websocket = fal_client.SyncClient().realtime(APP)
-    connection = websocket.__enter__()
+@pytest.fixture
+def afterwards():
+    """Ends what is left open when the emulation is gone."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_what_is_still_open_at_the_tests_end_is_cut(afterwards, app):
+    connection = afterwards.enter_context(fal_client.realtime(APP))
     connection.send({"prompt": "a cat"})
     assert connection.recv() == {"drawn": "a cat"}
-    threading.current_thread().fal_kept = websocket

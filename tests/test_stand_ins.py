@@ -153,7 +153,7 @@ def test_an_app_that_is_not_deployed_says_what_to_write(fal_gateway):
     assert caught.value.status_code == 404
     assert caught.value.message == (
         "Application 'fal-ai/flux/schnell' not found: nothing is deployed under this name. Write "
-        'fal_gateway.deploy("fal-ai/flux/schnell", MyApp), or for an app of somebody else\'s what '
+        'fal_gateway.deploy("fal-ai/flux", MyApp), or for an app of somebody else\'s what '
         'it answers: fal_gateway.deploy("fal-ai/flux/schnell", {"images": []})'
     )
 

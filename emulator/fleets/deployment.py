@@ -50,12 +50,14 @@ class Deployment:
         identify: Callable[[str | None], Identity],
         find: Callable[[str], Runner | None],
         new_number: Callable[[], int],
+        forget: Callable[[Deployment], None],
     ) -> None:
         self._dispatch = dispatch
         self._fleet = dispatch.fleet
         self._identify = identify
         self._find = find
         self._new_number = new_number
+        self._forget = forget
         #: Every call that ever came, in order.
         self.calls: list[Call] = []
 
@@ -70,6 +72,11 @@ class Deployment:
     def name(self) -> str:
         """``"owner/app"``."""
         return self._dispatch.name
+
+    @property
+    def url(self) -> str:
+        """Where it is called directly: ``https://fal.run/owner/app`` [§6.1]."""
+        return f"https://fal.run/{self.name}"
 
     @property
     def owner(self) -> str:
@@ -335,6 +342,15 @@ class Deployment:
             jobs = self._fleet.redeploy(code, options)
         self._dispatch.do(jobs)
         self._dispatch.go_on()
+
+    def undeploy(self) -> None:
+        """Take the app down: returns when the runners that were idle have shut down.
+
+        Those that are busy finish what they do. Calls that wait, and those that come, are answered
+        404; what is known of earlier ones can be fetched still. A second call does nothing.
+        """
+        self._forget(self)
+        self._dispatch.retire()
 
     def refuse_machines(self, times: int = 1) -> None:
         """Let the next starts find no machine: scheduling failures, 20 s each [§4.1]."""

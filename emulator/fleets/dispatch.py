@@ -27,6 +27,7 @@ from emulator.runners.errors import HandshakeRefusedError, IncompleteAnswerError
 from emulator.runners.runner import RunnerError, RunnerKilled
 
 if TYPE_CHECKING:
+    from emulator.runners.log import Line
     from emulator.schedule import Appointment
 
 __all__ = ["Dispatch", "Turn"]
@@ -56,6 +57,8 @@ class Dispatch:
         self.queue = CallQueue()
         self.history: list[str] = []
         self.fleet = Fleet(app, scaling, platform, boot, self.changed, self.go_on, self.note)
+        #: Told of each line that runners print.
+        self.on_output: Callable[[Line], None] | None = None
         self._platform = platform
         self.clock = platform.clock
         self._appointment: Appointment | None = None
@@ -78,6 +81,8 @@ class Dispatch:
 
     def _look(self) -> list[Job]:
         jobs = [*self._end_what_is_over(), *self._notice_losses(), *self.fleet.fail_slow_starts()]
+        if self.fleet.retired:
+            jobs += [self._turn_away(call) for call in self.queue]
         while (turn := self.take()) is not None:
             if not turn.call.direct:  # those are run by their callers
                 jobs.append(self.performing(turn))
@@ -126,6 +131,13 @@ class Dispatch:
                 self._platform.in_background(job.name, job.do)
         for do in at_last:
             do()
+
+    def retire(self) -> None:
+        """Take the app down: runners end in order, what waits is answered 404."""
+        with self.changed:
+            jobs = self.fleet.retire()
+        self.do(jobs)
+        self.go_on()
 
     def close(self) -> None:
         """Start nothing more, and drop what waits."""
@@ -400,6 +412,12 @@ class Dispatch:
         if by_user:
             response.headers["x-fal-request-timeout-type"] = "user"
         return self._answer(call, response)
+
+    def _turn_away(self, call: Call) -> Job:
+        """Answer a call to what is not there any more; the pages do not say how."""
+        self.queue.remove(call)
+        self.note(f"{call.name} ended with 404: {self.name} was undeployed")
+        return self._answer(call, gateway_headers.undeployed(self.name, call.request_id))
 
     def _answer(self, call: Call, response: httpx.Response) -> Job:
         if not call.is_under_way:  # else its caller has it already

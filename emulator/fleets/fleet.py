@@ -116,6 +116,8 @@ class Fleet:
         #: Runners that the platform has killed: what still runs on them in this process ends.
         self.killed: set[str] = set()
         self.closed = False
+        #: Undeployed: nothing is started any more, and nothing new is run.
+        self.retired = False
         self._failures = 0
         self._platform = platform
         self._boot_app = boot
@@ -172,7 +174,7 @@ class Fleet:
 
     def scale(self, waiting: tuple[datetime, ...]) -> tuple[Decision, list[Job]]:
         """Start and stop what is to be started and stopped now."""
-        if self.broken is not None:
+        if self.broken is not None or self.retired:
             return Decision(), []
         load = self.load(waiting)
         decision = decide(self.scaling, load)
@@ -237,7 +239,7 @@ class Fleet:
         self._failures, self.blocked_until = 0, None
         if self.closed or member.revision == self.revision:
             return []
-        return [self.stop(member, "an older deployment")]
+        return [self.stop(member, self._why_replaced)]
 
     def fail_start(self, member: Member, kind: ErrorType, why: str) -> None:
         """A runner has not come up: the next start has to wait."""
@@ -332,14 +334,30 @@ class Fleet:
     def redeploy(self, app: type, scaling: Scaling) -> list[Job]:
         """Have other code run from now on: idle runners end, busy ones finish what they do."""
         self.app, self.scaling = app, scaling
-        self.revision += 1
         self._failures, self.blocked_until = 0, None
-        self._note(f"redeployed as {app.__name__}, revision {self.revision}")
+        self._note(f"redeployed as {app.__name__}, revision {self.revision + 1}")
+        return self._replace()
+
+    def retire(self) -> list[Job]:
+        """Start nothing more: idle runners end, busy ones finish what they do."""
+        if self.retired:
+            return []
+        self.retired, self.blocked_until = True, None
+        self._note("undeployed")
+        return self._replace()
+
+    @property
+    def _why_replaced(self) -> str:
+        return "undeployed" if self.retired else "an older deployment"
+
+    def _replace(self) -> list[Job]:
+        """End the runners that there are, those in setup as soon as they are ready."""
+        self.revision += 1
         jobs = []
         for member in self.members:
             if member.phase == "READY" and member.running:
                 member.phase = "DRAINING"
                 self._note(f"{member.name} is DRAINING: {len(member.running)} running")
             elif member.phase == "READY":
-                jobs.append(self.stop(member, "an older deployment"))
+                jobs.append(self.stop(member, self._why_replaced))
         return jobs

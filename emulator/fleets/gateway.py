@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from emulator.identity import Identities
     from emulator.ledger import Ledger
     from emulator.runners.limits import Limits
+    from emulator.runners.log import Line
     from emulator.runners.runner import Runner
     from emulator.settings import Settings
 
@@ -84,6 +85,8 @@ class Gateway:
         self._crew = Crew()
         #: By name, ``"owner/app"``.
         self.deployments: dict[str, Deployment] = {}
+        #: Their calls can be asked about still.
+        self._undeployed: list[Deployment] = []
         self._dispatches: list[Dispatch] = []
         #: Chooses calls and runners; None: in order.
         self.chance: random.Random | None = None
@@ -105,6 +108,7 @@ class Gateway:
         load: str = "pickle",
         env: Mapping[str, str] | None = None,
         wait: bool = True,
+        on_output: Callable[[Line], None] | None = None,
         **scaling: Any,
     ) -> Deployment:
         """Deploy an app: runners for it start and stop by themselves from now on.
@@ -120,6 +124,7 @@ class Gateway:
             load: how processes get the app.
             env: environment variables (secrets) of its runners.
             wait: return when the runners are ready that are there in advance (min_concurrency).
+            on_output: told of each line that its runners print, in their threads.
             scaling: fal's options, instead of the app's own: ``keep_alive=5``.
 
         Raises:
@@ -149,14 +154,32 @@ class Gateway:
             return self._runners().boot_as(runner, code, isolation, gpu, given, load, limits)
 
         dispatch = Dispatch(name, code, options, self, boot)
+        dispatch.on_output = on_output
         self._dispatches.append(dispatch)
-        deployment = Deployment(dispatch, self._identify, self.find, lambda: next(self._numbers))
+        number = lambda: next(self._numbers)  # noqa: E731
+        deployment = Deployment(dispatch, self._identify, self.find, number, self._forget)
         self.deployments[name] = deployment
         dispatch.note(f"deployed {code.__name__}")
         dispatch.go_on()
         if wait:
             deployment.settle()
         return deployment
+
+    def undeploy(self, name: str) -> None:
+        """Take an app down; see ``Deployment.undeploy``.
+
+        Raises:
+            EmulatorError: nothing is deployed under this name.
+        """
+        if name not in self.deployments:
+            there = ", ".join(self.deployments) or "nothing"
+            raise EmulatorError(f"undeploy({name!r}): it is not deployed. Deployed is: {there}.")
+        self.deployments[name].undeploy()
+
+    def _forget(self, deployment: Deployment) -> None:
+        if self.deployments.get(deployment.name) is deployment:
+            del self.deployments[deployment.name]
+            self._undeployed.append(deployment)
 
     def explore(self, seed: int) -> None:
         """Let a seed choose which queued call is next and which free runner gets it.
@@ -235,7 +258,7 @@ class Gateway:
 
     def call(self, request_id: str, nickname: str) -> Call | None:
         """A call by its request's id, for who made it and for the app's owner."""
-        for deployment in list(self.deployments.values()):
+        for deployment in [*self.deployments.values(), *self._undeployed]:
             for call in list(deployment.calls):
                 if call.request_id == request_id:
                     owner = self._settings().nickname
@@ -249,6 +272,13 @@ class Gateway:
         if call is not None:
             call.deleted = True
         return call is not None
+
+    def runner_made(self, runner: Runner) -> None:
+        """There is a runner, which has not printed anything; called by the registry."""
+        for dispatch in self._dispatches:
+            listener = dispatch.on_output
+            if listener and any(one.name == runner.name for one in dispatch.fleet.members):
+                runner.log.on_line = listener
 
     def runner_ended(self, name: str) -> None:
         """A runner has ended, by whatever; called by the registry."""
@@ -296,6 +326,7 @@ class Gateway:
     def reset(self) -> None:
         """Forget everything."""
         self.deployments = {}
+        self._undeployed = []
         self._dispatches = []
         self.chance = self.seed = None
         self._numbers = count(1)

@@ -10,7 +10,7 @@ import httpx
 from emulator.fleets.retries import ErrorType
 from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER
 
-__all__ = ["answer", "caller_id", "error", "forwarded", "start_deadline"]
+__all__ = ["answer", "caller_id", "error", "forwarded", "start_deadline", "undeployed"]
 
 #: What callers may tell the gateway; it goes no further.
 _CONSUMED = frozenset(
@@ -106,3 +106,9 @@ def error(kind: ErrorType, request_id: str, detail: str | None = None) -> httpx.
     return httpx.Response(
         status, headers=headers, json={"detail": detail or usual, "error_type": kind}
     )
+
+
+def undeployed(name: str, request_id: str) -> httpx.Response:
+    """The answer to a request whose app was taken down."""
+    detail = f"Application {name!r} not found: it was undeployed"
+    return httpx.Response(404, headers={"x-fal-request-id": request_id}, json={"detail": detail})

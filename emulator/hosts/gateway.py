@@ -166,10 +166,13 @@ def incoming(request: httpx.Request, path: str, caller: str, *, queued: bool = T
 def not_deployed(path: str) -> str:
     """What to tell who calls an app that is not there."""
     name = path.strip("/")
+    endpoint = endpoint_of(f"/{name}")
+    if endpoint is None:
+        return f"Application {name!r} not found: a name has an owner and an app, owner/app"
     return (
         f"Application {name!r} not found: nothing is deployed under this name. Write "
-        f'fal_gateway.deploy("{name}", MyApp), or for an app of somebody else\'s what it answers: '
-        f'fal_gateway.deploy("{name}", {{"images": []}})'
+        f'fal_gateway.deploy("{endpoint.app}", MyApp), or for an app of somebody else\'s what it '
+        f'answers: fal_gateway.deploy("{name}", {{"images": []}})'
     )
 
 

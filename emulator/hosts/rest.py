@@ -13,6 +13,7 @@ from emulator.errors import RefusedRequest
 from emulator.hosts.access import FileAccess
 from emulator.hosts.common import (
     LOST_CONTEXT,
+    Handler,
     PathRouter,
     not_found,
     owners_of,
@@ -37,7 +38,7 @@ _STORAGE_TYPES = {"fal-cdn-v3": None, "fal-cdn": None, "gcs": "storage.googleapi
 
 
 class RestHost:
-    """The account's REST API, as far as files need it.
+    """The account's REST API, as far as files need it; other parts add their calls.
 
     Args:
         cdn: where files go.
@@ -68,6 +69,10 @@ class RestHost:
         self._paths.add("POST", r"/tokens/?", self._realtime_token)
         self._paths.add("POST", r"/tokens/realtime/?", self._documented_realtime_token)
         FileAccess(cdn).offer(self._paths.add, "/storage")
+
+    def add(self, method: str, pattern: str, handler: Handler) -> None:
+        """Offer a call; *pattern* is a regular expression for the whole path."""
+        self._paths.add(method, pattern, handler)
 
     def answers(self, host: str) -> bool:
         """Whether this is a REST host: fal's own names, or the one the SDK was configured with."""

@@ -12,6 +12,7 @@ from emulator.errors import UnknownHostError
 from emulator.network.aiohttp_context import AiohttpContext
 from emulator.network.bodies import CutShortError
 from emulator.network.fault import Fault, Stage
+from emulator.network.grpc_entrance import GrpcEntrance
 from emulator.network.httpx_entrance import HttpxEntrance
 from emulator.network.matching import Connection
 from emulator.network.peer import Peer
@@ -80,6 +81,7 @@ class Network:
         router.addresses = self.resolver.addresses
         self._httpx = HttpxEntrance(self._answer_with("httpx"), router.passes)
         self._urllib = UrllibEntrance(self._answer_with("urllib"), router.passes)
+        self._grpc = GrpcEntrance(self._report)
         self._aiohttp = AiohttpContext()
 
     def reset(self) -> None:
@@ -95,7 +97,7 @@ class Network:
             certificate: a file with the CAs that clients shall trust.
             undo: what is called, in the opposite order, in the end.
         """
-        for entrance in (self._httpx, self._urllib, self.resolver):
+        for entrance in (self._httpx, self._urllib, self._grpc, self.resolver):
             undo.callback(entrance.uninstall)
             entrance.install()
         undo.callback(self._aiohttp.uninstall)

@@ -19,6 +19,8 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from emulator.clock_mirror import FollowingClock
+from emulator.fleets.spawning import take_over
+from emulator.network.grpc_entrance import GrpcEntrance
 from emulator.network.remote_resolver import RemoteResolver
 from emulator.network.sockets import hasten_socket
 from emulator.runners.channel import Channel
@@ -97,6 +99,8 @@ class _Process:
         os.register_at_fork(after_in_child=self._begin_as_a_fork)
         self._start_coverage()
         self._resolver.install()
+        GrpcEntrance(lambda _: None).install()
+        take_over()
         follow_server(self._channel.tell)
         hurry_server()
         self._clock.catch_up()

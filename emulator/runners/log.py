@@ -38,6 +38,8 @@ class Log:
     ) -> None:
         self._now = now
         self._request_here = request_here
+        #: Told of each line once it is over.
+        self.on_line: Callable[[Line], None] = _nobody
         self._pieces: list[str] = []
         self._lines: list[Line] = []
 
@@ -57,7 +59,9 @@ class Log:
         request_id = self._request_here()
         *whole, rest = text.split("\n")
         for part in whole:
-            self._add(part, level, request_id).is_over = True
+            line = self._add(part, level, request_id)
+            line.is_over = True
+            self.on_line(line)
         if rest:
             self._add(rest, level, request_id)
 
@@ -73,3 +77,7 @@ class Log:
         line = Line(text, self._now(), level, request_id)
         self._lines.append(line)
         return line
+
+
+def _nobody(_line: Line) -> None:
+    """Nobody listens."""

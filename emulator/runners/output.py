@@ -11,6 +11,7 @@ import select
 import sys
 import termios
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -44,13 +45,18 @@ class OutputSplitter:
 
     def __init__(self, sink: Callable[[], Log | None]) -> None:
         self._sink = sink
+        # print() holds no reference to the stream that it writes to (until Python 3.14): one that
+        # is freed while a thread prints crashes the process.
+        self._kept: deque[_Split] = deque(maxlen=64)
 
     def install(self) -> None:
         """Stand in; again, if something (pytest's capture) has put another stream there since."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if stream is not None and not isinstance(stream, _Split):
-                setattr(sys, name, _Split(stream, self._sink, name.upper()))
+                split = _Split(stream, self._sink, name.upper())
+                self._kept.append(split)
+                setattr(sys, name, split)
 
     def uninstall(self) -> None:
         """Give back the streams that are ours."""

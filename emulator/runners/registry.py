@@ -85,6 +85,8 @@ class Runners:
         self._publishing = threading.Lock()
         #: Starts under way: the environment stays as it is meanwhile.
         self._starting = 0
+        #: Called with a runner that is there, before anything of its app has run.
+        self.made: Callable[[Runner], None] = lambda _runner: None
         #: Called with the name of a runner that has ended.
         self.ended: Callable[[str], None] = _nobody
         self._elsewhere = Elsewhere(self.all, clock, disk)
@@ -211,6 +213,7 @@ class Runners:
                 around.in_fleet = fleet is not None
                 runner = self._make(name, app, around, isolation, env, load, pretended)
                 self.all.append(runner)
+            self.made(runner)
             return self._start(runner)
         finally:
             with self._booting:

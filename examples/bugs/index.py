@@ -39,6 +39,7 @@ TOPICS = (
     "Repositories",
     "fal files and FalFileSystem",
     "fal's JavaScript client",
+    "AppClient and fal.apps",
 )
 
 _OLD = "an SDK below 1.75.5, the oldest that is supported here"
