@@ -498,6 +498,20 @@ def test_the_first_app_can_be_built_on_a_moved_clock() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
+def test_realtime_frames_can_be_read_for_the_first_time_on_a_moved_clock() -> None:
+    program = """
+        from datetime import datetime, timezone
+        from emulator.clock import Clock
+        clock = Clock()
+        clock.freeze(datetime(2030, 1, 1, tzinfo=timezone.utc))
+        import msgpack
+        assert msgpack.unpackb(msgpack.packb({"a": 1})) == {"a": 1}
+        clock.reset()
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
+    subprocess.run(command, check=True)
+
+
 # The user's own freezegun
 
 USER = datetime(2020, 5, 5, tzinfo=UTC)

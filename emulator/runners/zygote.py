@@ -46,7 +46,7 @@ _IMPORTS = (
 )
 #: What a runner may need, imported while nothing is asked for: freezegun, and what has to be
 #: imported before time is frozen.
-_FURTHER_IMPORTS = ("pydantic.v1", "freezegun.api", "fal.toolkit")
+_FURTHER_IMPORTS = ("pydantic.v1", "msgpack", "freezegun.api", "fal.toolkit")
 
 
 @dataclass(frozen=True)
