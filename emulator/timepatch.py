@@ -67,9 +67,11 @@ _CAPABILITIES = ("supports_dir_fd", "supports_fd", "supports_follow_symlinks")
 
 # Their first import while time is frozen fails: pydantic.v1 builds classes on ``datetime``, whose
 # replacement has another metaclass; msgpack's C code looks at its size.
-_IMPORT_BEFORE = ("msgpack", "fal.toolkit")
-if sys.version_info < (3, 14):
-    _IMPORT_BEFORE = ("pydantic.v1", *_IMPORT_BEFORE)
+_IMPORT_BEFORE = (
+    *(("pydantic.v1",) if sys.version_info < (3, 14) else ()),
+    "msgpack",
+    "fal.toolkit",
+)
 
 
 class _Real:

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from emulator.ledger import Event, Exchange, Ledger
     from emulator.network.fault import Fault, Gate
     from emulator.network.faults import Faults
-    from emulator.runners.runner import Runner, RunnerError, RunnerFactory, StartupError
+    from emulator.runners.errors import (
+        HandshakeRefusedError,
+        IncompleteAnswerError,
+        RunnerError,
+        StartupError,
+    )
+    from emulator.runners.runner import Runner, RunnerFactory
+    from emulator.runners.websocket import AppWebSocket
     from emulator.schedule import Appointment
     from emulator.settings import Settings
     from emulator.storage.buckets import Bucket, Buckets
@@ -44,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CDN",
     "KV",
+    "AppWebSocket",
     "Appointment",
     "Attempt",
     "Bucket",
@@ -62,6 +70,8 @@ __all__ = [
     "Gateway",
     "Git",
     "GitRequest",
+    "HandshakeRefusedError",
+    "IncompleteAnswerError",
     "KVEntry",
     "Ledger",
     "MemoryNotGivenBackWarning",
@@ -87,6 +97,7 @@ __all__ = [
 
 # Imported when asked for: this package is loaded in every pytest run of its environment.
 _MODULES = {
+    "AppWebSocket": "emulator.runners.websocket",
     "Appointment": "emulator.schedule",
     "Attempt": "emulator.fleets.call",
     "Bucket": "emulator.storage.buckets",
@@ -108,18 +119,20 @@ _MODULES = {
     "KVEntry": "emulator.storage.kv",
     "Git": "emulator.hosts.git",
     "GitRequest": "emulator.hosts.git",
+    "HandshakeRefusedError": "emulator.runners.errors",
+    "IncompleteAnswerError": "emulator.runners.errors",
     "Ledger": "emulator.ledger",
     "MemoryNotGivenBackWarning": "pytest_fal.warnings",
     "MockRouter": "respx",
     "NodeUpload": "emulator.storage.node_uploader",
     "Origin": "emulator.hosts.origin",
     "Runner": "emulator.runners.runner",
-    "RunnerError": "emulator.runners.runner",
+    "RunnerError": "emulator.runners.errors",
     "RunnerFactory": "emulator.runners.runner",
     "Scaling": "emulator.fleets.options",
     "ServedFile": "emulator.hosts.origin",
     "Settings": "emulator.settings",
-    "StartupError": "emulator.runners.runner",
+    "StartupError": "emulator.runners.errors",
     "Submodule": "emulator.hosts.git",
     "UnusedFaultWarning": "pytest_fal.warnings",
     "Uploader": "emulator.storage.node_uploader",

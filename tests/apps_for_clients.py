@@ -45,8 +45,8 @@ class Greeting(fal.App):
 
 class Live(fal.App):
     @fal.realtime("/realtime")
-    def greet(self, input: Name) -> Said:
-        return Said(text=f"Hello, {input.name}")
+    def greet(self, input: Name) -> dict:
+        return {"text": f"Hello, {input.name}"}
 
 
 class Short(fal.App, name="brief"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import fal_client
 import httpx
 import pytest
 import requests
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 APP = "tester/app"
 GATE = "https://example.com/gate"
@@ -29,6 +30,11 @@ class Counting(fal.App):
     @fal.endpoint("/broken")
     def broken(self, input: dict) -> StreamingResponse:
         return StreamingResponse(iter([b"{"]), headers={"content-length": "26"})
+
+    @fal.endpoint("/compressed")
+    def compressed(self, input: dict) -> Response:
+        body = gzip.compress(json.dumps({"text": "a" * 100}).encode())
+        return Response(body, 200, {"content-encoding": "gzip"}, "application/json")
 
     @fal.endpoint("/cancel")
     def cancel(self) -> dict:
@@ -155,6 +161,11 @@ def test_a_stream_through_the_queue_comes_whole(app):
         pass
     answer = httpx.get(handle.response_url, headers={"Authorization": "Key id:secret"})
     assert answer.text.count("data: ") == 3
+
+
+@pytest.mark.parametrize("ask", [fal_client.run, fal_client.subscribe])
+def test_an_answer_may_be_compressed(app, ask):
+    assert ask(APP, {}, path="/compressed") == {"text": "a" * 100}
 
 
 def test_a_stand_in_streams_what_it_yields(fal_gateway):

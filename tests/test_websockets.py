@@ -251,6 +251,29 @@ def test_over_tls(runner):
         assert socket.ping().wait(10)
 
 
+def test_messages_of_a_client_that_reads_late_wait(runner):
+    with sync_client.connect(ws(runner), max_size=None, compression=None) as socket:
+        for number in range(10):
+            socket.send(bytes([number, 0]) * 500_000)
+        for number in range(10):
+            assert socket.recv() == bytes([0, number]) * 500_000
+
+
+def test_text_that_is_none_is_refused(runner, fal_ledger):
+    with sync_client.connect(ws(runner)) as socket:
+        socket.socket.sendall(b"\x81\x81\0\0\0\0\xff")
+        with pytest.raises(websockets.ConnectionClosedError) as caught:
+            socket.recv()
+    assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1007, "invalid UTF-8")
+    assert runner.run(how_it_ended) == (1007, "invalid UTF-8")
+
+
+def test_a_message_in_pieces_is_one_message(runner):
+    with sync_client.connect(ws(runner)) as socket:
+        socket.send(["one ", "two ", "three"])
+        assert socket.recv() == "ONE TWO THREE"
+
+
 def test_the_app_ends_it_for_the_client_too(runner, fal_ledger):
     with sync_client.connect(ws(runner, "/chat"), subprotocols=["v1", "v2"]) as socket:
         assert socket.subprotocol == "v2"

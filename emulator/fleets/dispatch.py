@@ -224,7 +224,7 @@ class Dispatch:
         try:
             response = self._ask(turn, member.runner)
         except HandshakeRefusedError as error:
-            response = error.response
+            response = gateway_headers.whole(error.response)
             outcome = _outcome_of(response)
         except IncompleteAnswerError:
             outcome, response = self._incomplete(call, member)
@@ -268,9 +268,8 @@ class Dispatch:
                 self._end_what_went_on(turn, response, error)
 
             body.then(end)
-        else:
-            response.read()
-        return response
+            return response
+        return gateway_headers.whole(response)
 
     def _let_go_on(self, turn: Turn, response: httpx.Response) -> None:
         """Let a direct caller have an answer while the app makes it, or a websocket."""

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import cast
 
 import httpx
 
 from emulator.fleets.retries import ErrorType
 from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER
 
-__all__ = ["answer", "caller_id", "error", "forwarded", "start_deadline", "undeployed"]
+__all__ = [
+    "answer",
+    "caller_id",
+    "copy",
+    "error",
+    "forwarded",
+    "start_deadline",
+    "undeployed",
+    "whole",
+]
 
 #: What callers may tell the gateway; it goes no further.
 _CONSUMED = frozenset(
@@ -86,17 +96,41 @@ def start_deadline(text: str | None) -> float | None:
     return seconds
 
 
+def whole(response: httpx.Response) -> httpx.Response:
+    """An answer that is there as a whole, its bytes as the app has sent them, maybe compressed.
+
+    Raises:
+        IncompleteAnswerError: it breaks off.
+    """
+    stream = cast("httpx.SyncByteStream", response.stream)
+    return _with_body(response, response.headers.multi_items(), b"".join(stream))
+
+
 def answer(response: httpx.Response, request_id: str, runner: str) -> httpx.Response:
-    """An app's answer as its caller gets it; a body that has not been read stays what it is."""
+    """An app's answer as its caller gets it: whole, or under way."""
     headers = [
         (name, value)
         for name, value in response.headers.multi_items()
         if name.lower() not in _STRIPPED and name.lower() != "x-fal-request-id"
     ]
     headers += [("x-fal-request-id", request_id), ("x-fal-served-from", runner)]
-    if response.is_stream_consumed:
-        return httpx.Response(response.status_code, headers=headers, content=response.content)
+    if isinstance(response.stream, httpx.ByteStream):
+        return _with_body(response, headers, b"".join(response.stream))
     return httpx.Response(response.status_code, headers=headers, stream=response.stream)
+
+
+def copy(response: httpx.Response) -> httpx.Response:
+    """A whole answer once more, for another reader."""
+    assert isinstance(response.stream, httpx.ByteStream)
+    return _with_body(response, response.headers.multi_items(), b"".join(response.stream))
+
+
+def _with_body(
+    response: httpx.Response, headers: list[tuple[str, str]], body: bytes
+) -> httpx.Response:
+    made = httpx.Response(response.status_code, headers=headers, stream=httpx.ByteStream(body))
+    made.read()
+    return made
 
 
 def error(kind: ErrorType, request_id: str, detail: str | None = None) -> httpx.Response:

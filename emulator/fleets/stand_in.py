@@ -14,6 +14,7 @@ import httpx
 from pydantic import BaseModel
 
 from emulator.errors import EmulatorError
+from emulator.fleets.gateway_headers import whole
 from emulator.network.reply import json_reply, reply
 from emulator.runners.body import Body
 from emulator.runners.errors import HandshakeRefusedError
@@ -64,9 +65,7 @@ class StandIn:
 
     def send(self, request: httpx.Request) -> httpx.Response:
         """Its answer."""
-        response = self.open(request)
-        response.read()
-        return response
+        return whole(self.open(request))
 
     def open(self, request: httpx.Request) -> httpx.Response:
         """Its answer, made by the test: never where an app has called it from."""
@@ -78,9 +77,7 @@ class StandIn:
 
         def respond() -> None:
             try:
-                response = self._respond(request)
-                response.read()
-                answered.append(response)
+                answered.append(whole(self._respond(request)))
             finally:
                 is_there.set()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from emulator.fleets import gateway_headers
 from emulator.fleets.endpoint_ids import endpoint_of, queued_request
 from emulator.fleets.request_log import entries
 from emulator.network.reply import json_reply, reply
@@ -112,9 +113,7 @@ class QueueAPI:
             return json_reply({"detail": f"Request {call.request_id} is {call.status}"}, 400)
         if self._is_gone(call):
             return json_reply({"detail": f"Request {call.request_id} not found"}, 404)
-        return httpx.Response(
-            response.status_code, headers=response.headers, content=response.content
-        )
+        return gateway_headers.copy(response)
 
     def _cancel(self, request: httpx.Request, call: Call) -> httpx.Response:
         outcome = call.cancel()

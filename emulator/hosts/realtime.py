@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from typing import cast
 
 import httpx
 
@@ -86,8 +87,7 @@ def _answer(client: SocketEnd, deployment: Deployment, asked: Incoming) -> None:
     told = {"request_id": request_id, "status": response.status_code}
     client.send(json.dumps({"type": "start", **told, "headers": dict(response.headers)}))
     try:
-        whole = response.is_stream_consumed
-        for chunk in (response.content,) if whole else response.iter_raw():
+        for chunk in cast("httpx.SyncByteStream", response.stream):
             client.send(chunk)
             client.step()
             if client.is_over:

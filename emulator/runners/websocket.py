@@ -209,7 +209,8 @@ class ThreadWebSocket(AppWebSocket):
             ]
             self._settle_handshake(None)
         elif kind == "websocket.close":
-            self._settle_handshake(httpx.Response(403))
+            # The websockets package's own clients, in version 12, wait for a length.
+            self._settle_handshake(httpx.Response(403, headers={"content-length": "0"}))
         elif kind == "websocket.http.response.start" and self._denial is None:
             self._denial = message["status"], list(message.get("headers", [])), b""
         else:
