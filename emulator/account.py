@@ -28,6 +28,7 @@ from emulator.hosts.google import GoogleHost
 from emulator.hosts.kv import KVHost
 from emulator.hosts.origin import Origin
 from emulator.hosts.platform_api import Payloads, PlatformAPI
+from emulator.hosts.queue_control import QueueControl
 from emulator.hosts.rest import RestHost
 from emulator.hosts.runner import RunnerHost
 from emulator.hosts.s3 import S3Host
@@ -54,6 +55,7 @@ from emulator.storage.moto_s3 import MotoS3
 from emulator.storage.node_uploader import Uploader
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
+from emulator.subscriptions import Subscriptions
 from emulator.users import User
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class Emulator:
         self._identities = Identities(self.clock.now, lambda: self.settings)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
+        self._subscriptions = Subscriptions()
         self._kv = KV(self.clock, self.ledger, self.settings)
         self._moto = MotoS3()
         google, account = GoogleBuckets(self.clock.now), GoogleAccount()
@@ -298,6 +301,8 @@ class Emulator:
             undo.callback(self._files.end)
             undo.callback(self._drain)
             undo.callback(self._gateway.end)
+            self._subscriptions.begin()
+            undo.callback(self._subscriptions.end)
             undo.callback(self._runners.stop_all)
             undo.callback(self._gateway.close)
             undo.callback(self._sdk.end_retries)
@@ -401,6 +406,7 @@ class Emulator:
         platform = PlatformAPI(self._cdn)
         self._payloads = Payloads(self._cdn, self.clock.now)
         self._payloads.offer(platform)
+        QueueControl(self._gateway).offer(platform)
         self._payloads.removers = [runners.has_served, self._gateway.delete_payloads]
         self._network.router.hosts = [
             self.origin,

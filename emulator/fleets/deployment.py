@@ -13,6 +13,7 @@ from emulator.errors import EmulatorError
 from emulator.fleets import gateway_headers, waiting
 from emulator.fleets.call import Call, Incoming
 from emulator.fleets.dispatch import Dispatch, Turn
+from emulator.fleets.endpoint_ids import owner_of
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import RetryPolicy
 from emulator.runners.runner import Runner
@@ -61,7 +62,7 @@ class Deployment:
     @property
     def owner(self) -> str:
         """Whose app it is."""
-        return self.name.partition("/")[0]
+        return owner_of(self.name)
 
     @property
     def app(self) -> type:

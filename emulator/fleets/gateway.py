@@ -18,6 +18,8 @@ from emulator.fleets.options import Scaling
 from emulator.sdk import load_app_module
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from emulator.clock import Clock
     from emulator.fleets.call import Call
     from emulator.identity import Identities
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gateway"]
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"(?:(?:workflows|comfy)/)?[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 _PATIENCE = 5.0
 _STEP = 0.02
 
@@ -160,6 +162,11 @@ class Gateway:
     def after_503(self) -> Literal["killed", "kept"]:
         """What becomes of a runner that answers 503."""
         return self._settings().runner_after_503
+
+    @property
+    def payload_retention(self) -> timedelta | None:
+        """How long the JSON of requests is kept; None: for ever."""
+        return self._settings().payload_retention
 
     def note(self, text: str) -> None:
         """Tell the ledger."""
@@ -302,7 +309,7 @@ class Gateway:
 
 def _names_of(deployment: str) -> dict[str, str]:
     """What only a runner with an environment of its own can be told."""
-    owner, _, app = deployment.partition("/")
+    owner, app = deployment.split("/")[-2:]
     return {"FAL_APP_NAME": app, "FAL_APP_ID": f"emulated-{app}", "FAL_USER_NICKNAME": owner}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,6 +29,8 @@ __all__ = ["GatewayHost", "not_deployed"]
 _RUN = frozenset({"fal.run", "falrun.com"})
 _QUEUE = frozenset({"queue.fal.run", "queue.falrun.com"})
 _TOKEN = "x-fal-cdn-token"
+#: Who calls a public app without a key.
+_ANYBODY = "anonymous"
 #: Of the caller's connection to the gateway and its account there, not the app's business.
 _NOT_FORWARDED = frozenset(
     {
@@ -64,23 +67,45 @@ class GatewayHost:
             raise WouldBlock
         users, authorization = self._identities.users, request.headers.get("authorization")
         account = users.account(authorization, exchange.runner)
-        if account is None:
+        found = self._found(request)
+        if account is None and (found is None or _auth_of(found[0]) != "public"):
             exchange.notes.append("no account key")
             return json_reply({"detail": "Authentication is required to access this app"}, 401)
-        exchange.user = account.user.nickname
+        caller = _ANYBODY
+        if account is not None:
+            caller = exchange.user = account.user.nickname
         if _is_queue(request.url.host):
-            asked = self._queue.ask(request, account.user.nickname)
+            asked = self._queue.ask(request, caller)
             if asked is not None:
                 return asked
-        return self._call(request, exchange, account.user.nickname)
-
-    def _call(self, request: httpx.Request, exchange: Exchange, caller: str) -> httpx.Response:
-        endpoint = endpoint_of(request.url.path)
-        found = endpoint and self._gateway.deployment_at(*endpoint)
-        if not found:
+        if found is None:
             exchange.notes.append(not_deployed(request.url.path))
             return json_reply({"detail": not_deployed(request.url.path)}, 404)
-        deployment, path = found
+        if not self._may(caller, found[0]):
+            name = found[0].name
+            exchange.notes.append(f"{name} is private (app_auth), and {caller} not in its team")
+            return json_reply({"detail": f"{caller} has no access to {name}"}, 403)
+        return self._call(request, *found, caller)
+
+    def _found(self, request: httpx.Request) -> tuple[Deployment, str] | None:
+        """The deployment that a URL names, and the path in it."""
+        endpoint = endpoint_of(request.url.path)
+        return None if endpoint is None else self._gateway.deployment_at(*endpoint)
+
+    def _may(self, caller: str, deployment: Deployment) -> bool:
+        """Whether somebody may call an app: a private one is its owner's and the owner's team's.
+
+        That an app which says nothing may be called by all who have a key is assumed: it is how
+        tests of several users want it. ``fal deploy`` makes it private, ``fal run`` public.
+        """
+        if _auth_of(deployment) != "private":
+            return True
+        owners = {self._settings().nickname, deployment.owner}
+        return not owners.isdisjoint({caller, *self._identities.users.user(caller).teams})
+
+    def _call(
+        self, request: httpx.Request, deployment: Deployment, path: str, caller: str
+    ) -> httpx.Response:
         if _is_queue(request.url.host):
             response = self._queue.submit(request, deployment, incoming(request, path, caller))
         else:
@@ -133,11 +158,23 @@ def incoming(request: httpx.Request, path: str, caller: str, *, queued: bool = T
 def not_deployed(path: str) -> str:
     """What to tell who calls an app that is not there."""
     name = path.strip("/")
+    legacy = re.fullmatch(r"([0-9]+)-([A-Za-z0-9-]+)", name)
+    if legacy is not None:
+        proper = f"{legacy[1]}/{legacy[2]}"
+        return (
+            f"Application {name!r} not found: this form of names is of old, and not every call of "
+            f"a client turns it into the one that URLs have. Write {proper!r}."
+        )
     return (
         f"Application {name!r} not found: nothing is deployed under this name. Write "
         f'fal_gateway.deploy("{name}", MyApp), or for an app of somebody else\'s what it answers: '
         f'fal_gateway.deploy("{name}", {{"images": []}})'
     )
+
+
+def _auth_of(deployment: Deployment) -> str | None:
+    """``"private"``, ``"shared"`` or ``"public"``, as ``fal.App.app_auth`` has it; None: unsaid."""
+    return getattr(deployment.app, "app_auth", None)
 
 
 def _is_run(host: str) -> bool:

@@ -51,6 +51,8 @@ class QueueAPI:
             return json_reply({"detail": why}, 429)
         asked = replace(asked, path=path, webhook=parameters.get("fal_webhook"))
         call = deployment.accept(asked)
+        if call.response is not None and not call.attempts:
+            return _copy(call.response)  # malformed: it has never been in the queue
         body = {
             "status": "IN_QUEUE",
             "request_id": call.request_id,
@@ -63,11 +65,13 @@ class QueueAPI:
     def ask(self, request: httpx.Request, nickname: str) -> httpx.Response | None:
         """Answer a question about a request; None: it is none."""
         asked = queued_request(request.url.path)
-        handler = _HANDLERS.get((request.method, asked.call)) if asked is not None else None
-        if asked is None or handler is None:
+        if asked is None or (request.method, asked.call) == ("POST", ""):  # an app's own endpoint
             return None
+        handler = _HANDLERS.get((request.method, asked.call))
+        if handler is None:
+            return json_reply({"detail": "Method Not Allowed"}, 405)
         call = self._gateway.call(asked.request_id, nickname)
-        if call is None or call.direct:
+        if call is None or call.direct or call.dropped or asked.app != _app_of(call):
             why = f"Request {asked.request_id} not found"
             body = {"status": "NOT_FOUND"} if asked.call == "cancel" else {"detail": why}
             return json_reply(body, 404)
@@ -90,12 +94,12 @@ class QueueAPI:
     def _events(self, request: httpx.Request, call: Call) -> Iterator[bytes]:
         told: dict[str, Any] | None = None
         quiet = 0.0
-        while True:
+        while not call.dropped:
             body = self._told(request, call)
             if body != told:
                 told, quiet = body, 0.0
                 yield f"data: {json.dumps(body)}\n\n".encode()
-            if body["status"] == "COMPLETED" or call.dropped:
+            if body["status"] == "COMPLETED":
                 return
             call.wait_for_news(_PATIENCE)
             quiet += _PATIENCE
@@ -109,9 +113,7 @@ class QueueAPI:
             return json_reply({"detail": f"Request {call.request_id} is {call.status}"}, 400)
         if self._is_gone(call):
             return json_reply({"detail": f"Request {call.request_id} not found"}, 404)
-        return httpx.Response(
-            response.status_code, headers=response.headers, content=response.content
-        )
+        return _copy(response)
 
     def _cancel(self, request: httpx.Request, call: Call) -> httpx.Response:
         outcome = call.cancel()
@@ -147,10 +149,19 @@ _HANDLERS: dict[tuple[str, str], Callable[[QueueAPI, httpx.Request, Call], httpx
 
 def _urls(request: httpx.Request, call: Call) -> dict[str, str]:
     """Of a request; whatever its endpoint, they have the app's name alone."""
+    base = f"https://{request.url.host}/{_app_of(call)}/requests/{call.request_id}"
+    return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
+
+
+def _app_of(call: Call) -> str:
     endpoint = endpoint_of(f"/{call.deployment}")
     assert endpoint is not None
-    base = f"https://{request.url.host}/{endpoint.app}/requests/{call.request_id}"
-    return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
+    return endpoint.app
+
+
+def _copy(response: httpx.Response) -> httpx.Response:
+    """An answer to give away: whoever gets it may change it."""
+    return httpx.Response(response.status_code, headers=response.headers, content=response.content)
 
 
 def _outcome(call: Call) -> dict[str, Any]:
