@@ -132,6 +132,10 @@ class Dispatch:
         for do in at_last:
             do()
 
+    def in_background(self, name: str, job: Callable[[], object]) -> None:
+        """Do something in a thread of the test's."""
+        self._platform.in_background(name, job)
+
     def close(self) -> None:
         """Start nothing more, and drop what waits."""
         with self.changed:
