@@ -16,6 +16,8 @@ GALLERY = ROOT / "examples" / "bugs"
 #: documentation's statements (N) have a number for.
 LAST = {"D": 18, "F": 12, "U": 13, "K": 2, "C": 1, "R": 2, "I": 4, "P": 40, "N": 43}
 KNOWN = [f"{letter}{number}" for letter, last in LAST.items() for number in range(1, last + 1)]
+#: Those of callers and the queue have numbers of their own.
+KNOWN += [f"N{number}" for number in range(60, 68)]
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ class Deployment:
         self._new_number = new_number
         #: Every call that ever came, in order.
         self.calls: list[Call] = []
+        self._by_id: dict[str, Call] = {}
 
     def __repr__(self) -> str:
         runners = ", ".join(f"{one.name} {one.state}" for one in self.runners) or "no runner"
@@ -91,6 +92,10 @@ class Deployment:
     def queue(self) -> list[Call]:
         """The calls that wait for a runner, the next one first."""
         return list(self._dispatch.queue)
+
+    def call(self, request_id: str) -> Call | None:
+        """A call by its request's id, also one that is over."""
+        return self._by_id.get(request_id)
 
     @property
     def history(self) -> list[str]:
@@ -174,6 +179,7 @@ class Deployment:
         call.hint = given.get("x-fal-runner-hint")
         call.stores_payloads = given.get("x-fal-store-io", "").strip() != "0"
         self.calls.append(call)
+        self._by_id[call.request_id] = call
         for name in refused:
             self._dispatch.note(f"{call.name}: {name} left out, callers cannot set it")
         if self._set_deadline(call, given.get("x-fal-request-timeout"), owner):

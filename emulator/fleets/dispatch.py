@@ -236,6 +236,8 @@ class Dispatch:
                 return
             raise
         else:
+            if member.runner.isolation == "process":
+                _ = member.runner.output  # its lines have come by now: they are the request's log
             headers = {name.lower(): value for name, value in response.headers.items()}
             outcome = Outcome(response.status_code, headers)
         self._end(member, attempt, outcome, response)

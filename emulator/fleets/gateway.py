@@ -220,11 +220,10 @@ class Gateway:
     def call(self, request_id: str, nickname: str) -> Call | None:
         """A call by its request's id, for who made it and for the app's owner."""
         for deployment in list(self.deployments.values()):
-            for call in list(deployment.calls):
-                if call.request_id == request_id:
-                    owner = self._settings().nickname
-                    may = nickname in (owner, deployment.owner, call.caller)
-                    return call if may else None
+            call = deployment.call(request_id)
+            if call is not None:
+                may = nickname in (self._settings().nickname, deployment.owner, call.caller)
+                return call if may else None
         return None
 
     def delete_payloads(self, request_id: str, nickname: str) -> bool:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["entries"]
 
 #: What uvicorn says of each request, in runners' processes.
-_ACCESS = re.compile(r'INFO: +\S+:\d+ - "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}')
+_SERVER = re.compile(
+    r'INFO: +\S+:\d+ - "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}|ERROR: +Exception in ASGI application'
+)
 
 
 def entries(call: Call) -> list[dict[str, str]]:
@@ -31,5 +33,5 @@ def entries(call: Call) -> list[dict[str, str]]:
         }
         for attempt in call.attempts
         for line in call.log_of(attempt)
-        if line.text and not is_noise(line.text) and not _ACCESS.match(line.text)
+        if line.text and not is_noise(line.text) and not _SERVER.match(line.text)
     ]
