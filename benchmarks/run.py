@@ -21,6 +21,7 @@ TOPICS = {
     "transfer": "transfer",
     "boot": "boot",
     "process": "process_boot",
+    "queue": "through_the_queue",
     "startup": "startup",
     "storage": "storage",
 }

@@ -59,6 +59,7 @@ from emulator.storage.moto_s3 import MotoS3
 from emulator.storage.node_uploader import Uploader
 from emulator.storage.objects import ObjectStore
 from emulator.storage.volume import Volume
+from emulator.subscriptions import Subscriptions
 from emulator.users import User
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Emulator:
         self._realtime_tokens = RealtimeTokens(self.clock.now)
         self._disk = Disk(self._root)
         self._sdk = SDKState()
+        self._subscriptions = Subscriptions()
         self._kv = KV(self.clock, self.ledger, self.settings)
         self._moto = MotoS3()
         google, account = GoogleBuckets(self.clock.now), GoogleAccount()
@@ -317,6 +319,8 @@ class Emulator:
             undo.callback(self._files.end)
             undo.callback(self._drain)
             undo.callback(self._gateway.end)
+            self._subscriptions.begin()
+            undo.callback(self._subscriptions.end)
             undo.callback(self._runners.stop_all)
             undo.callback(self._gateway.close)
             undo.callback(self._webhooks.end)

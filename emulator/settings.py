@@ -145,6 +145,13 @@ class Settings(BaseModel):
         "for ever [§6.3, §10].",
     )
 
+    payload_retention: timedelta | None = Field(
+        default=timedelta(days=30),
+        gt=timedelta(0),
+        description="How long the platform keeps the JSON of a request after its end; None: for "
+        "ever [§1.15].",
+    )
+
     # --- CDN -------------------------------------------------------------------------------------
     cdn_host: Literal["v3.fal.media", "v3b.fal.media"] = Field(
         default="v3b.fal.media",

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from emulator.fleets import waiting
 from emulator.fleets.retries import RetryPolicy
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from emulator.runners.log import Line
     from emulator.runners.websocket import AppWebSocket
 
-__all__ = ["Attempt", "Call", "CallStatus", "Incoming"]
+__all__ = ["Attempt", "Call", "CallStatus", "Incoming", "Payloads"]
 
 CallStatus = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 
@@ -40,6 +40,14 @@ class Incoming:
     #: Where its answer is sent to, besides.
     webhook: str | None = None
     opens_websocket: bool = False
+
+
+class Payloads(NamedTuple):
+    """What the platform keeps of a request: its bodies, as they were sent."""
+
+    input: bytes | None
+    #: None while there is no answer.
+    output: bytes | None
 
 
 @dataclass(eq=False)
@@ -164,6 +172,17 @@ class Call:
     def waits_for_the_test(self) -> bool:
         """Whether nothing goes on: it waits for a queue to be released, or for the clock."""
         return waiting.waits_for_the_test(self._dispatch, self)
+
+    @property
+    def payloads(self) -> Payloads | None:
+        """What the platform keeps of it [§1.15]; None: nothing.
+
+        ``X-Fal-Store-IO: 0`` keeps it from being stored, a deletion and
+        ``Settings.payload_retention`` end it. The result can be fetched regardless of the former.
+        """
+        if self.deleted or not self.stores_payloads or self._dispatch.is_over(self.completed_at):
+            return None
+        return Payloads(self.body, None if self.response is None else self.response.content)
 
     def log_of(self, attempt: Attempt) -> list[Line]:
         """What its runner printed during an attempt, as far as one can tell."""

@@ -40,6 +40,9 @@ class Server(Protocol):
     def connect(self, request: httpx.Request) -> AppWebSocket:
         """Let it open a websocket."""
 
+    def catch_up(self) -> None:
+        """Have all that it printed so far in its log."""
+
     def stop(self) -> None:
         """Shut it down in order."""
 

@@ -13,6 +13,7 @@ from emulator.errors import EmulatorError
 from emulator.fleets import gateway_headers, waiting
 from emulator.fleets.call import Call, Incoming
 from emulator.fleets.dispatch import Dispatch, Turn
+from emulator.fleets.endpoint_ids import owner_of
 from emulator.fleets.gateway_headers import caller_id
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import RetryPolicy
@@ -60,6 +61,7 @@ class Deployment:
         self._forget = forget
         #: Every call that ever came, in order.
         self.calls: list[Call] = []
+        self._by_id: dict[str, Call] = {}
 
     def __repr__(self) -> str:
         runners = ", ".join(f"{one.name} {one.state}" for one in self.runners) or "no runner"
@@ -81,7 +83,7 @@ class Deployment:
     @property
     def owner(self) -> str:
         """Whose app it is."""
-        return self.name.partition("/")[0]
+        return owner_of(self.name)
 
     @property
     def _is_stand_in(self) -> bool:
@@ -117,6 +119,10 @@ class Deployment:
     def queue(self) -> list[Call]:
         """The calls that wait for a runner, the next one first."""
         return list(self._dispatch.queue)
+
+    def call(self, request_id: str) -> Call | None:
+        """A call by its request's id, also one that is over."""
+        return self._by_id.get(request_id)
 
     @property
     def history(self) -> list[str]:
@@ -217,6 +223,7 @@ class Deployment:
         call.hint = given.get("x-fal-runner-hint")
         call.stores_payloads = given.get("x-fal-store-io", "").strip() != "0"
         self.calls.append(call)
+        self._by_id[call.request_id] = call
         for name in refused:
             self._dispatch.note(f"{call.name}: {name} left out, callers cannot set it")
         if self._set_deadline(call, given.get("x-fal-request-timeout"), is_own):

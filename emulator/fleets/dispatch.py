@@ -70,6 +70,13 @@ class Dispatch:
         self.history.append(f"{self.clock.now():%H:%M:%S} {text}")
         self._platform.note(f"{self.name}: {text}")
 
+    def is_over(self, completed_at: datetime | None) -> bool:
+        """Whether what is kept of a request that ended then is not kept any more."""
+        retention = self._platform.payload_retention
+        if completed_at is None or retention is None:
+            return False
+        return self.clock.now() >= completed_at + retention
+
     # --- going on --------------------------------------------------------------------------------
 
     def go_on(self) -> None:
@@ -138,6 +145,10 @@ class Dispatch:
             jobs = self.fleet.retire()
         self.do(jobs)
         self.go_on()
+
+    def in_background(self, name: str, job: Callable[[], object]) -> None:
+        """Do something in a thread of the test's."""
+        self._platform.in_background(name, job)
 
     def close(self) -> None:
         """Start nothing more, and drop what waits."""
@@ -244,6 +255,7 @@ class Dispatch:
         else:
             if call.is_under_way:
                 return
+            member.runner.catch_up()  # its lines are the request's log
             outcome = _outcome_of(response)
         self._end(member, attempt, outcome, response)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["NAME", "QueuedRequest", "endpoint_of", "queued_request"]
+__all__ = ["NAME", "QueuedRequest", "endpoint_of", "owner_of", "queued_request"]
 
 #: Names in them have one segment more.
 _NAMESPACES = ("workflows/", "comfy/")
@@ -44,6 +44,12 @@ def endpoint_of(path: str) -> Endpoint | None:
     if match is None or (match[1].count("/") == 1 and match[1].startswith(_NAMESPACES)):
         return None
     return Endpoint(match[1], match[2] or "/")
+
+
+def owner_of(app: str) -> str:
+    """Whose an app of this name is."""
+    namespace = app.startswith(_NAMESPACES) and app.count("/") > 1
+    return app.split("/")[1 if namespace else 0]
 
 
 def queued_request(path: str) -> QueuedRequest | None:

@@ -49,6 +49,10 @@ class Platform(Protocol):
     def after_503(self) -> Literal["killed", "kept"]:
         """What becomes of a runner that answers 503."""
 
+    @property
+    def payload_retention(self) -> timedelta | None:
+        """How long payloads are kept; None: for ever."""
+
     def note(self, text: str) -> None:
         """Tell the ledger."""
 

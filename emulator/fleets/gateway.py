@@ -22,6 +22,8 @@ from emulator.fleets.stand_in import SomebodyElses, StandIn, code_of
 from emulator.runners.log import Log
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from emulator.clock import Clock
     from emulator.fleets.call import Call
     from emulator.identity import Identities
@@ -198,6 +200,11 @@ class Gateway:
         """What becomes of a runner that answers 503."""
         return self._settings().runner_after_503
 
+    @property
+    def payload_retention(self) -> timedelta | None:
+        """How long the JSON of requests is kept; None: for ever."""
+        return self._settings().payload_retention
+
     def note(self, text: str) -> None:
         """Tell the ledger."""
         self._ledger.event("deployment", text)
@@ -259,11 +266,10 @@ class Gateway:
     def call(self, request_id: str, nickname: str) -> Call | None:
         """A call by its request's id, for who made it and for the app's owner."""
         for deployment in [*self.deployments.values(), *self._undeployed]:
-            for call in list(deployment.calls):
-                if call.request_id == request_id:
-                    owner = self._settings().nickname
-                    may = nickname in (owner, deployment.owner, call.caller)
-                    return call if may else None
+            call = deployment.call(request_id)
+            if call is not None:
+                may = nickname in (self._settings().nickname, deployment.owner, call.caller)
+                return call if may else None
         return None
 
     def delete_payloads(self, request_id: str, nickname: str) -> bool:
@@ -362,7 +368,7 @@ def _send_nothing(*_: object) -> None:
 
 def _names_of(deployment: str) -> dict[str, str]:
     """What only a runner with an environment of its own can be told."""
-    owner, _, app = deployment.partition("/")
+    owner, app = deployment.split("/")[-2:]
     return {"FAL_APP_NAME": app, "FAL_APP_ID": f"emulated-{app}", "FAL_USER_NICKNAME": owner}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from emulator.runners.output import is_noise, readable
@@ -10,6 +11,11 @@ if TYPE_CHECKING:
     from emulator.fleets.call import Call
 
 __all__ = ["entries"]
+
+#: What uvicorn says of each request, in runners' processes.
+_SERVER = re.compile(
+    r'INFO: +\S+:\d+ - "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}|ERROR: +Exception in ASGI application'
+)
 
 
 def entries(call: Call) -> list[dict[str, str]]:
@@ -27,5 +33,5 @@ def entries(call: Call) -> list[dict[str, str]]:
         }
         for attempt in call.attempts
         for line in call.log_of(attempt)
-        if line.text and not is_noise(line.text)
+        if line.text and not is_noise(line.text) and not _SERVER.match(line.text)
     ]

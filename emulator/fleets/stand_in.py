@@ -90,6 +90,9 @@ class StandIn:
         why = f"a stand-in has no websockets: {request.url.path} needs a real app"
         raise HandshakeRefusedError(why, json_reply({"detail": why}, 404))
 
+    def catch_up(self) -> None:
+        """Its log has all that it printed."""
+
     def stop(self) -> None:
         """It is needed no more."""
         self.state = "TERMINATED"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Caller", "direct_answer", "result", "settle", "waits_for_the_test"]
 
 _STEP = 0.05
+#: How long, in real seconds, an app that lets time pass waits to hear that its caller has left.
+_TELLING = 0.25
 
 
 def result(dispatch: Dispatch, call: Call, timeout: float) -> httpx.Response:
@@ -55,17 +57,38 @@ class Caller:
         self.patience = patience
         self._check = check
         self._left = threading.Event()
+        #: Whether the app was told, or is being told, that its caller has left.
+        self.has_told = False
 
     @property
     def may_leave(self) -> bool:
         """Whether there is any end to its waiting."""
         return self.patience is not None or self._check is not None
 
-    def begin(self, dispatch: Dispatch) -> None:
+    def begin(self, dispatch: Dispatch, call: Call) -> None:
         """Start to wait."""
         self._alarm: Appointment | None = None
         if self.patience is not None:
-            self._alarm = dispatch.clock.on(timedelta(seconds=self.patience), self._left.set)
+            wait = timedelta(seconds=self.patience)
+            self._alarm = dispatch.clock.on(wait, lambda: self._leave(dispatch, call))
+
+    def _leave(self, dispatch: Dispatch, call: Call) -> None:
+        """The time-out has come, in whatever thread moves the clock.
+
+        That may be the app's own, whose handler sleeps: it gets a moment to be told meanwhile.
+        """
+        told = threading.Event()
+
+        def tell() -> None:
+            try:
+                dispatch.cancel(call, "client_disconnected")
+            finally:
+                told.set()
+
+        self.has_told = True
+        self._left.set()
+        dispatch.in_background("leaves", tell)
+        told.wait(_TELLING)
 
     def end(self) -> None:
         """The answer is there, or is waited for no more."""
@@ -88,7 +111,7 @@ def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Respo
     Raises:
         OSError: the caller has left; the app is told [§4.6].
     """
-    caller.begin(dispatch)
+    caller.begin(dispatch, call)
     try:
         while not _is_answered(call):
             _come_closer(dispatch, call, caller)
@@ -97,7 +120,8 @@ def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Respo
             dispatch.clock.keep_appointments()
         caller.check()
     except OSError:
-        dispatch.cancel(call, "client_disconnected")
+        if not caller.has_told:
+            dispatch.cancel(call, "client_disconnected")
         raise
     finally:
         caller.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -35,6 +36,8 @@ _HOSTS = (
     ("run", ("fal.run", "falrun.com"), "FAL_RUN_HOST"),
 )
 _TOKEN = "x-fal-cdn-token"
+#: Who calls a public app without a key.
+_ANYBODY = "anonymous"
 #: Of the caller's connection to the gateway and its account there, not the app's business.
 _NOT_FORWARDED = frozenset(
     {
@@ -65,6 +68,7 @@ class GatewayHost:
         self._gateway = gateway
         self._identities = identities
         self._tokens = tokens
+        self._settings = settings
         self._queue = QueueAPI(gateway, settings)
 
     def answers(self, host: str) -> bool:
@@ -82,13 +86,24 @@ class GatewayHost:
                 return realtime.refuse(request, exchange, str(error))
             exchange.notes.append(str(error))
             return json_reply({"detail": "Unauthorized"}, 401)
-        if caller is None:
+        found = self._found(request)
+        if caller is None and (found is None or _auth_of(found[0]) != "public"):
             exchange.notes.append("no account key")
             return json_reply({"detail": "Authentication is required to access this app"}, 401)
         exchange.user = caller
+        caller = caller or _ANYBODY
         kind = _kind_of(request.url.host)
         asked = self._queue.ask(request, caller) if kind == "queue" else None
-        return asked or self._call(request, exchange, caller, kind)
+        if asked is not None:
+            return asked
+        if found is None:
+            exchange.notes.append(not_deployed(request.url.path))
+            return json_reply({"detail": not_deployed(request.url.path)}, 404)
+        if not self._may(caller, found[0]):
+            name = found[0].name
+            exchange.notes.append(f"{name} is private (app_auth), and {caller} not in its team")
+            return json_reply({"detail": f"{caller} has no access to {name}"}, 403)
+        return self._call(request, exchange, found, caller, kind)
 
     def _caller(self, request: httpx.Request, exchange: Exchange) -> str | None:
         """Who asks; None: nobody can tell. RealtimeTokenError: by a token that does not count."""
@@ -100,14 +115,30 @@ class GatewayHost:
         account = users.account(authorization, exchange.runner)
         return None if account is None else account.user.nickname
 
-    def _call(
-        self, request: httpx.Request, exchange: Exchange, caller: str, kind: str | None
-    ) -> httpx.Response:
+    def _found(self, request: httpx.Request) -> tuple[Deployment, str] | None:
+        """The deployment that a URL names, and the path in it."""
         endpoint = endpoint_of(request.url.path)
-        found = endpoint and self._gateway.deployment_at(*endpoint)
-        if not found:
-            exchange.notes.append(not_deployed(request.url.path))
-            return json_reply({"detail": not_deployed(request.url.path)}, 404)
+        return None if endpoint is None else self._gateway.deployment_at(*endpoint)
+
+    def _may(self, caller: str, deployment: Deployment) -> bool:
+        """Whether somebody may call an app: a private one is its owner's and the owner's team's.
+
+        That an app which says nothing may be called by all who have a key is assumed: it is how
+        tests of several users want it. ``fal deploy`` makes it private, ``fal run`` public.
+        """
+        if _auth_of(deployment) != "private":
+            return True
+        owners = {self._settings().nickname, deployment.owner}
+        return not owners.isdisjoint({caller, *self._identities.users.user(caller).teams})
+
+    def _call(
+        self,
+        request: httpx.Request,
+        exchange: Exchange,
+        found: tuple[Deployment, str],
+        caller: str,
+        kind: str | None,
+    ) -> httpx.Response:
         deployment, path = found
         asked = incoming(request, path, caller, queued=kind == "queue")
         if kind == "ws":
@@ -166,6 +197,13 @@ def incoming(request: httpx.Request, path: str, caller: str, *, queued: bool = T
 def not_deployed(path: str) -> str:
     """What to tell who calls an app that is not there."""
     name = path.strip("/")
+    legacy = re.fullmatch(r"([0-9]+)-([A-Za-z0-9-]+)", name)
+    if legacy is not None:
+        proper = f"{legacy[1]}/{legacy[2]}"
+        return (
+            f"Application {name!r} not found: this form of names is of old, and not every call of "
+            f"a client turns it into the one that URLs have. Write {proper!r}."
+        )
     endpoint = endpoint_of(f"/{name}")
     if endpoint is None:
         return f"Application {name!r} not found: a name has an owner and an app, owner/app"
@@ -182,6 +220,11 @@ def _kind_of(host: str) -> str | None:
         if host in names or host == _configured(configured):
             return kind
     return None
+
+
+def _auth_of(deployment: Deployment) -> str | None:
+    """``"private"``, ``"shared"`` or ``"public"``, as ``fal.App.app_auth`` has it; None: unsaid."""
+    return getattr(deployment.app, "app_auth", None)
 
 
 def _configured(name: str) -> str | None:

@@ -52,6 +52,8 @@ class QueueAPI:
             return json_reply({"detail": why}, 429)
         asked = replace(asked, path=path, webhook=parameters.get("fal_webhook"))
         call = deployment.accept(asked)
+        if call.response is not None and not call.attempts:
+            return gateway_headers.copy(call.response)  # malformed: it has never been in the queue
         body = {
             "status": "IN_QUEUE",
             "request_id": call.request_id,
@@ -64,11 +66,13 @@ class QueueAPI:
     def ask(self, request: httpx.Request, nickname: str) -> httpx.Response | None:
         """Answer a question about a request; None: it is none."""
         asked = queued_request(request.url.path)
-        handler = _HANDLERS.get((request.method, asked.call)) if asked is not None else None
-        if asked is None or handler is None:
+        if asked is None or (request.method, asked.call) == ("POST", ""):  # an app's own endpoint
             return None
+        handler = _HANDLERS.get((request.method, asked.call))
+        if handler is None:
+            return json_reply({"detail": "Method Not Allowed"}, 405)
         call = self._gateway.call(asked.request_id, nickname)
-        if call is None or call.direct:
+        if call is None or call.direct or call.dropped or asked.app != _app_of(call):
             why = f"Request {asked.request_id} not found"
             body = {"status": "NOT_FOUND"} if asked.call == "cancel" else {"detail": why}
             return json_reply(body, 404)
@@ -92,14 +96,14 @@ class QueueAPI:
         told: dict[str, Any] | None = None
         logged = 0
         quiet = 0.0
-        while True:
+        while not call.dropped:
             body = self._told(request, call)
             if body != told:
                 told, quiet = dict(body), 0.0
                 if body.get("logs") is not None:  # clients collect them: each is told once
                     body["logs"], logged = body["logs"][logged:], len(body["logs"])
                 yield f"data: {json.dumps(body)}\n\n".encode()
-            if body["status"] == "COMPLETED" or call.dropped:
+            if body["status"] == "COMPLETED":
                 return
             call.wait_for_news(_PATIENCE)
             quiet += _PATIENCE
@@ -149,10 +153,14 @@ _HANDLERS: dict[tuple[str, str], Callable[[QueueAPI, httpx.Request, Call], httpx
 
 def _urls(request: httpx.Request, call: Call) -> dict[str, str]:
     """Of a request; whatever its endpoint, they have the app's name alone."""
+    base = f"https://{request.url.host}/{_app_of(call)}/requests/{call.request_id}"
+    return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
+
+
+def _app_of(call: Call) -> str:
     endpoint = endpoint_of(f"/{call.deployment}")
     assert endpoint is not None
-    base = f"https://{request.url.host}/{endpoint.app}/requests/{call.request_id}"
-    return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
+    return endpoint.app
 
 
 def _outcome(call: Call) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from emulator.hosts.access import APIError, account_of
+from emulator.hosts.access import APIError, account_of, demand
 from emulator.network.reply import json_reply
 
 if TYPE_CHECKING:
     from emulator.fleets.call import Call
-    from emulator.fleets.deployment import Deployment
     from emulator.fleets.gateway import Gateway
     from emulator.hosts.platform_api import PlatformAPI
     from emulator.hosts.rest import RestHost
@@ -47,7 +46,7 @@ class Queues:
     def _size(
         self, request: httpx.Request, exchange: Exchange, owner: str, app: str
     ) -> httpx.Response:
-        queue = self._own(request, owner, app).queue
+        queue = self._own(request, owner, app)
         sizes = {"size": len(queue), "queue_size": len(queue)}
         if request.url.params.get("by_user", "").lower() != "true":
             return json_reply(sizes)
@@ -56,23 +55,24 @@ class Queues:
     def _flush(
         self, request: httpx.Request, exchange: Exchange, owner: str, app: str
     ) -> httpx.Response:
-        queue = self._own(request, owner, app).queue
+        demand(request, "admin")
         only = request.url.params.get("caller_user_id")
-        for call in queue:
+        for call in self._own(request, owner, app):
             if only in (None, _caller(call, owner)):
                 call.cancel()
         return json_reply({})
 
-    def _own(self, request: httpx.Request, owner: str, app: str) -> Deployment:
-        """An app of who asks.
+    def _own(self, request: httpx.Request, owner: str, app: str) -> list[Call]:
+        """What waits for an app of who asks.
 
         Raises:
             APIError: 404, there is none.
         """
         deployment = self._gateway.deployments.get(f"{owner}/{app}")
-        if deployment is None or account_of(request).user.nickname != owner:
+        user = account_of(request).user
+        if deployment is None or not (user.is_owner or user.nickname == owner):
             raise APIError(404, "not_found", f"Application {owner}/{app} not found")
-        return deployment
+        return [call for call in deployment.queue if not call.direct]
 
 
 def _caller(call: Call, owner: str) -> str:

@@ -126,6 +126,10 @@ class Transcript:
         self._wait_for_the_pipe(_LOOKS)
         return self._log.text
 
+    def catch_up(self) -> None:
+        """Wait until nothing is left in the pipe."""
+        self._wait_for_the_pipe(_LOOKS)
+
     def show(self) -> None:
         """Print what was not shown yet."""
         self._wait_for_the_pipe(_FEW_LOOKS)

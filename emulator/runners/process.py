@@ -114,6 +114,10 @@ class ProcessRunner(Runner):
         """What the app and its server printed, to stdout and stderr."""
         return self._transcript.text
 
+    def catch_up(self) -> None:
+        """Wait for what is still in the pipe."""
+        self._transcript.catch_up()
+
     def _call(
         self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Result:

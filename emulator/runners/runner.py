@@ -129,6 +129,10 @@ class Runner(abc.ABC):
     def output(self) -> str:
         """What the app printed, to stdout and stderr."""
 
+    @abc.abstractmethod
+    def catch_up(self) -> None:
+        """Have all that the app printed so far in ``log``."""
+
     def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Call a function on the runner: its ``/tmp``, its current app. Its result or exception.
 

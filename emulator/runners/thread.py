@@ -62,6 +62,9 @@ class ThreadRunner(Runner):
         """What the app printed, to stdout and stderr."""
         return self.log.text
 
+    def catch_up(self) -> None:
+        """It is there as soon as it is printed."""
+
     def _call(
         self, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Result:

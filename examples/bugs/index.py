@@ -23,6 +23,7 @@ TOPICS = (
     "Links and files that expire",
     "Runners, /data and /tmp",
     "Apps that work until they are deployed",
+    "Calling deployed apps",
     "Inputs",
     "Files",
     "Archives",
