@@ -14,7 +14,7 @@ GALLERY = ROOT / "examples" / "bugs"
 
 #: Everything the study of the SDK, the list of the platform's pitfalls and the tests of the
 #: documentation's statements (N) have a number for.
-LAST = {"D": 18, "F": 12, "U": 13, "K": 2, "C": 1, "R": 2, "I": 4, "P": 40, "N": 72}
+LAST = {"D": 18, "F": 12, "U": 13, "K": 2, "C": 1, "R": 2, "I": 4, "P": 40, "N": 74}
 KNOWN = [f"{letter}{number}" for letter, last in LAST.items() for number in range(1, last + 1)]
 
 

@@ -381,3 +381,27 @@ def test_deleting_a_queued_requests_payloads_leaves_its_input(fal_gateway, fal_e
         handle.get()
     assert deployment.calls[0].payloads is None
     assert [httpx.get(url).status_code for url in (made, photo)] == [404, 200]
+
+
+@bug(
+    "N74",
+    symptom="our webhook is never called, for some endpoints",
+    topic=TOPIC,
+    seen=("1.0.3", "1.0.3"),
+    package="fal_client",
+)
+def test_a_path_with_a_query_loses_the_webhook(fal_gateway, fal_webhooks):
+    """submit(path="/?seed=1", webhook_url=...) makes a URL with two question marks.
+
+    Production: requests are done and nobody is told; the app gets a strange seed.
+    Expected: the webhook is one parameter more.
+    Happens: fal_client appends "?fal_webhook=..." whatever the path has.
+    Avoid: send such parameters as arguments.
+    """
+    app = fal_gateway.deploy("tester/app", lambda arguments: {})
+    url = fal_webhooks.url
+    handle = fal_client.submit("tester/app", {}, path="/?seed=1", webhook_url=url)
+    assert handle.get() == {}
+    fal_webhooks.settle()
+    assert fal_webhooks.received == []
+    assert app.calls[0].path.startswith("/?seed=1?fal_webhook=")

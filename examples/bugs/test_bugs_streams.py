@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import fal
 import fal_client
@@ -63,3 +63,49 @@ def test_a_stream_that_breaks_off_looks_complete(fal_gateway, isolation):
 
     *_, last = fal_client.stream("tester/writer/closed", {})
     assert last == {"error": "CUDA out of memory"}
+
+
+class Counter(fal.App):
+    """Counts for everybody who connects."""
+
+    @fal.realtime("/realtime")
+    async def count(self, input: dict) -> AsyncIterator[dict]:
+        for number in range(input["up_to"]):
+            yield {"number": number}
+
+    @fal.realtime("/buffered/realtime", buffering=50)
+    async def count_buffered(self, input: dict) -> AsyncIterator[dict]:
+        for number in range(input["up_to"]):
+            yield {"number": number}
+
+
+def numbers(path: str, count: int) -> list[int]:
+    with fal_client.realtime(f"tester/counter{path}") as connection:
+        connection.send({"up_to": count})
+        received = []
+        while len(received) < count:
+            message = connection.recv()
+            assert message is not None
+            received.append(message["number"])
+        return received
+
+
+@bug(
+    "N73",
+    symptom="frames of a realtime stream come in the wrong order",
+    topic=TOPIC,
+    seen=("1.75.5", "1.83.0"),
+)
+def test_a_fast_realtime_stream_is_reordered(fal_gateway):
+    """What a streaming realtime endpoint yields quickly overtakes what it has yielded before.
+
+    Production: video that is generated fast enough jumps back and forth; slow models are fine.
+    Expected: what is yielded first arrives first.
+    Happens: the SDK's queue of outgoing messages has two places; the third is sent past it at once,
+        before those that wait in it.
+    Avoid: buffering= as large as what is made without a pause; or number the frames.
+    """
+    fal_gateway.deploy("tester/counter", Counter)
+    assert numbers("", 5) != [0, 1, 2, 3, 4]
+
+    assert numbers("/buffered", 5) == [0, 1, 2, 3, 4]
