@@ -38,12 +38,12 @@ from emulator.hosts.uploader import UploaderHost
 from emulator.hosts.webhooks import WebhookReceiver
 from emulator.identity import Identities
 from emulator.ledger import Ledger
+from emulator.network.certificates import Certificates
 from emulator.network.faults import Faults
 from emulator.network.network import Network
 from emulator.network.resolver import Resolver
 from emulator.network.router import Router
 from emulator.network.routes import Routes
-from emulator.network.trust import Authority
 from emulator.realtime_tokens import RealtimeTokens
 from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
@@ -294,7 +294,7 @@ class Emulator:
 
     def _surround(self) -> None:
         """Put everything in place; what undoes it is called in the opposite order."""
-        certificate = self._certificate()
+        certificate = self._certificates.file(with_usual_ones=bool(self.settings.allow_hosts))
         with ExitStack() as undo:
             undo.callback(self._sdk.restore)
             self._sdk.save(self._environment.home)
@@ -362,9 +362,7 @@ class Emulator:
             self._network.wire.stop()
             self._network.api_socket.remove()
             self._store.close()
-            for path in (self._bundle, self._certificate_file):
-                if os.path.exists(path):
-                    os.unlink(path)
+            self._certificates.remove()
             remove_tree(self._environment.home)
             remove_tree(self._spill)
             remove_tree(os.path.join(self._root, "git"))
@@ -378,11 +376,7 @@ class Emulator:
         """What lives from the first ``start`` to ``close``."""
         if self._prepared:
             return
-        pem = self._authority_pem
-        self._authority = Authority.create() if pem is None else Authority.from_pem(pem)
-        self._certificate_file = os.path.join(self._root, "ca.pem")
-        self._bundle = os.path.join(self._root, "ca-and-system.pem")
-        self._authority.write(self._certificate_file)
+        self._certificates = Certificates(self._root, self._authority_pem)
         home = os.path.join(self._root, "home")
         os.makedirs(home, exist_ok=True)
         self._environment = Environment(home)
@@ -403,7 +397,7 @@ class Emulator:
         self._git = Git(git, self.clock, self.ledger, name_of, throw_away)
         router = Router(self.ledger, self._routes, self.faults)
         router.before_request = self.clock.keep_appointments
-        self._network = Network(self._authority, router, self._runners, settings)
+        self._network = Network(self._certificates.authority, router, self._runners, settings)
         self._network.api_socket.place(self._root, "api.sock")
         self._uploader = Uploader(
             self._cdn,
@@ -432,7 +426,7 @@ class Emulator:
 
     def _connect(self) -> None:
         """Let the parts know each other."""
-        runners = self._runners
+        runners, settings = self._runners, lambda: self.settings
         files = FilesHost(self._files, self._identities, self._network.router.dispatch)
         platform = PlatformAPI(self._cdn)
         outside = runners.is_outside_of_requests
@@ -449,16 +443,9 @@ class Emulator:
             rest,
             CDNHost(self._cdn, self._identities),
             KVHost(self._kv, self._identities),
-            UploaderHost(
-                self._uploader,
-                self._identities,
-                lambda: self.settings,
-                runners.is_outside_of_requests,
-            ),
+            UploaderHost(self._uploader, self._identities, settings, outside),
             platform,
-            GatewayHost(
-                self._gateway, self._identities, self._realtime_tokens, lambda: self.settings
-            ),
+            GatewayHost(self._gateway, self._identities, self._realtime_tokens, settings),
             RunnerHost(runners.named),
             self._receiver,
             S3Host(self._moto, self.clock.now),
@@ -507,14 +494,6 @@ class Emulator:
             self.data.limit(self.settings.data_size)
         if self.settings.tmp_size is not None:
             self.tmp.limit(self.settings.tmp_size)
-
-    def _certificate(self) -> str:
-        """The file of trusted CAs; with the usual ones only where real hosts are let through."""
-        if not self.settings.allow_hosts:
-            return self._certificate_file
-        if not os.path.exists(self._bundle):
-            self._authority.write_bundle(self._bundle)
-        return self._bundle
 
     def _check_active(self, what: str) -> None:
         if not self.active:

@@ -21,7 +21,7 @@ from emulator.runners.errors import HandshakeRefusedError
 from emulator.runners.log import Log
 from emulator.runners.runner import State
 from emulator.runners.websocket import AppWebSocket
-from emulator.sdk import load_app_module
+from emulator.sdk_apps import load_app_module
 
 __all__ = ["SomebodyElses", "StandIn", "code_of"]
 

@@ -28,7 +28,7 @@ from emulator.runners.joining import join
 from emulator.runners.pickling import dumps
 from emulator.runners.server_log import follow_server, hurry_server, tell_failure
 from emulator.runners.zygote import Boot
-from emulator.sdk import app_of, load_app, publish_current_app, quick_package_list
+from emulator.sdk_apps import app_of, load_app, publish_current_app, quick_package_list
 from emulator.storage import mounts
 
 __all__ = ["run"]

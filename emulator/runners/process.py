@@ -27,7 +27,7 @@ from emulator.runners.pickling import Sender
 from emulator.runners.runner import Result, Runner, RunnerError, StartupError, Surroundings
 from emulator.runners.websocket import AppWebSocket, SocketWebSocket
 from emulator.runners.zygote import Boot
-from emulator.sdk import pickle_app
+from emulator.sdk_apps import pickle_app
 
 if TYPE_CHECKING:
     from emulator.clock_mirror import ClockMirror

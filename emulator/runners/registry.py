@@ -19,7 +19,7 @@ from emulator.runners.log import Log
 from emulator.runners.output import OutputSplitter
 from emulator.runners.runner import Runner, Surroundings
 from emulator.runners.thread import ThreadRunner
-from emulator.sdk import (
+from emulator.sdk_apps import (
     load_app_module,
     publish_current_app,
     quick_package_list,

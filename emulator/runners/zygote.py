@@ -115,7 +115,7 @@ def _import(names: tuple[str, ...]) -> None:
         for name in names:
             with suppress(ImportError):
                 importlib.import_module(name)
-        from emulator.sdk import warm_package_list
+        from emulator.sdk_apps import warm_package_list
 
         warm_package_list()
     gc.collect()
