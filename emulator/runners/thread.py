@@ -95,7 +95,8 @@ class ThreadRunner(Runner):
             raise RunnerKilled(self.end) if quietly is None else quietly
 
     def _dispose(self) -> None:
-        self._thread.join(timeout=1.0)
+        if self._thread.ident is not None:  # else it was killed before it began
+            self._thread.join(timeout=1.0)
 
     def _show(self) -> None:
         pass  # it prints in this process, where OutputSplitter stands
