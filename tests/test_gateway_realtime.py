@@ -140,6 +140,15 @@ def test_an_open_one_survives_a_redeploy_until_it_ends(app):
     assert app.runners == []
 
 
+def test_no_request_timeout_ends_it(app, fal_clock):
+    with fal_client.realtime(APP) as connection:
+        connection.send({"prompt": "a cat"})
+        connection.recv()
+        fal_clock.advance(hours=2)
+        connection.send({"prompt": "a bird"})
+        assert connection.recv() == {"drawn": "a bird"}
+
+
 def told(query="", headers=KEY):
     with connect(f"wss://fal.run/{APP}/headers{query}", additional_headers=headers) as websocket:
         return json.loads(websocket.recv())

@@ -61,8 +61,8 @@ class Attempt:
     runner: str
     #: Virtual time of its start.
     at: datetime
-    #: When it is over its ``request_timeout``.
-    deadline: datetime = field(repr=False)
+    #: When it is over its ``request_timeout``; None: never, a websocket has none.
+    deadline: datetime | None = field(repr=False)
     #: What the app answered; None: nothing.
     status: int | None = None
     #: Why it ended, in words; None while it runs.

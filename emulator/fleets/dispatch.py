@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import httpx
 
 from emulator.fleets import gateway_headers
+from emulator.fleets.answers import final, in_words, outcome_of, request_of
 from emulator.fleets.call import Attempt, Call
 from emulator.fleets.call_queue import CallQueue, Member, Server, choose_member
 from emulator.fleets.fleet import Fleet, Job, Platform
@@ -204,7 +205,8 @@ class Dispatch:
         now, number = self.clock.now(), len(call.attempts) + 1
         limit = timedelta(seconds=self.fleet.scaling.request_timeout)
         identifier = call.request_id if number == 1 else str(uuid.uuid4())
-        attempt = Attempt(number, identifier, member.name, now, now + limit)
+        deadline = None if call.opens_websocket else now + limit
+        attempt = Attempt(number, identifier, member.name, now, deadline)
         if member.runner is not None:
             attempt.log = len(member.runner.log), None
         if call.attempts:
@@ -236,7 +238,7 @@ class Dispatch:
             response = self._ask(turn, member.runner)
         except HandshakeRefusedError as error:
             response = gateway_headers.whole(error.response)
-            outcome = _outcome_of(response)
+            outcome = outcome_of(response)
         except IncompleteAnswerError:
             outcome, response = self._incomplete(call, member)
         except (RunnerError, RunnerKilled):
@@ -256,13 +258,13 @@ class Dispatch:
             if call.is_under_way:
                 return
             member.runner.catch_up()  # its lines are the request's log
-            outcome = _outcome_of(response)
+            outcome = outcome_of(response)
         self._end(member, attempt, outcome, response)
 
     def _ask(self, turn: Turn, runner: Server) -> httpx.Response:
         """What the app answers: whole, or under way."""
         call = turn.call
-        request = _request(call, runner, call.path)
+        request = request_of(call, runner, call.path)
         if call.opens_websocket:
             call.websocket = runner.connect(request)
             response = httpx.Response(101)
@@ -297,7 +299,7 @@ class Dispatch:
         call, attempt, member = turn
         assert member.runner is not None
         lost = member.runner.state == "TERMINATED" and (error is not None or call.opens_websocket)
-        outcome = _outcome_of(response)
+        outcome = outcome_of(response)
         if lost:
             outcome = Outcome(None, error="runner_disconnected")
         self._end(member, attempt, outcome, response)
@@ -338,7 +340,7 @@ class Dispatch:
         earlier = tuple(one.condition for one in call.attempts[:-1])
         verdict = judge(outcome, call.policy, earlier, self._platform.after_503)
         attempt.status, attempt.condition = outcome.status, verdict.condition
-        attempt.ended, attempt.ended_at = ended or _in_words(outcome), self.clock.now()
+        attempt.ended, attempt.ended_at = ended or in_words(outcome), self.clock.now()
         if member.runner is not None:
             attempt.log = attempt.log[0], len(member.runner.log)
         call.turn = None
@@ -351,7 +353,7 @@ class Dispatch:
             return jobs
         if verdict.condition is not None and not call.cancelled:
             self.note(f"{call.name} is not retried: {verdict.why}")
-        return [*jobs, self._answer(call, _final(call, member, outcome, response))]
+        return [*jobs, self._answer(call, final(call, member, outcome, response))]
 
     def _after(
         self,
@@ -409,7 +411,8 @@ class Dispatch:
                 why = "no runner has started it in time"
                 jobs.append(self._refuse(call, "request_timeout", why, by_user=True))
         for member in list(self.fleet.members):
-            for attempt in [one for one in member.running if one.deadline <= now]:
+            for attempt in [one for one in member.running if one.deadline and one.deadline <= now]:
+                assert attempt.deadline is not None
                 limit = f"request_timeout={(attempt.deadline - attempt.at).total_seconds():g} s"
                 lost = Outcome(None, error="request_timeout")
                 jobs += self._conclude(member, attempt, lost, None, f"ran longer than {limit}")
@@ -462,39 +465,8 @@ class Dispatch:
     def _tell_to_cancel(self, call: Call, runner: Server) -> None:
         path = f"{call.path.partition('?')[0].rstrip('/')}/cancel"
         try:
-            status = runner.send(_request(call, runner, path, cancels=True)).status_code
+            status = runner.send(request_of(call, runner, path, cancels=True)).status_code
             answered = f"answered {status}"
         except (RunnerError, httpx.TransportError):
             answered = "did not answer"
         self.note(f"cancelled {call.name}: {runner.name} {answered} to POST {path}")
-
-
-def _request(call: Call, runner: Server, path: str, *, cancels: bool = False) -> httpx.Request:
-    """A call as its runner gets it, or the word that it is cancelled."""
-    url = f"http://{runner.name}.runner.fal{path}"
-    if not cancels:
-        return httpx.Request(call.method, url, headers=dict(call.headers), content=call.body)
-    headers = {name: call.headers[name] for name in call.headers if name != "content-type"}
-    return httpx.Request("POST", url, headers=headers)
-
-
-def _final(
-    call: Call, member: Member, outcome: Outcome, response: httpx.Response | None
-) -> httpx.Response:
-    """What the caller gets."""
-    if response is not None and call.is_under_way:
-        return response
-    if response is not None:
-        return gateway_headers.answer(response, call.request_id, member.name)
-    kind = "client_cancelled" if call.cancelled else outcome.error
-    return gateway_headers.error(kind or "runner_disconnected", call.request_id)
-
-
-def _outcome_of(response: httpx.Response) -> Outcome:
-    return Outcome(response.status_code, {k.lower(): v for k, v in response.headers.items()})
-
-
-def _in_words(outcome: Outcome) -> str:
-    if outcome.status is not None:
-        return f"answered {outcome.status}"
-    return "died" if outcome.error == "runner_disconnected" else "lost the connection"

@@ -388,4 +388,6 @@ def _rests(dispatch: Dispatch) -> bool:
 
 
 def _is_quiet(dispatch: Dispatch) -> bool:
-    return _rests(dispatch) and not any(member.running for member in dispatch.fleet.members)
+    """Whether nothing goes on by itself; a stream or a websocket waits for its client."""
+    calls = [call for member in dispatch.fleet.members for call in list(member.running.values())]
+    return _rests(dispatch) and all(call.is_under_way for call in calls)
