@@ -130,6 +130,8 @@ class Call:
         self.deleted = False
         #: The attempt under way.
         self.turn: Attempt | None = None
+        #: How often the test has asked for its status, while it waited for the test.
+        self.asked_in_vain = 0
         #: Whether a direct call's attempt is being run for its caller.
         self.begun = False
         self.over = threading.Event()
@@ -189,13 +191,20 @@ class Call:
         runner = self._dispatch.fleet.member(attempt.runner).runner
         return [] if runner is None else runner.log.lines(*attempt.log, self.request_id)
 
-    def wait_for_news(self, seconds: float) -> None:
+    def wait_for_news(self, seconds: float, asker: threading.Thread) -> None:
         """Wait until anything happens in its deployment; at most so many seconds of real time."""
+        waiting.refuse_vain_questions(self._dispatch, self, asker)
         with self._dispatch.changed:
             self._dispatch.changed.wait(seconds)
 
-    def wait(self, seconds: float) -> CallStatus:
-        """Its status, as soon as it is COMPLETED, or after so many seconds of real time."""
+    def wait(self, seconds: float, asker: threading.Thread) -> CallStatus:
+        """Its status, as soon as it is COMPLETED, or after so many seconds of real time.
+
+        Args:
+            asker: in which somebody asks for it; EmulatorError where that is the test's own and the
+                test waits for itself.
+        """
+        waiting.refuse_vain_questions(self._dispatch, self, asker)
         self._dispatch.wait_until(lambda: self.over.is_set() or self.waits_for_the_test, seconds)
         return self.status
 

@@ -21,9 +21,18 @@ if TYPE_CHECKING:
     from emulator.fleets.dispatch import Dispatch
     from emulator.schedule import Appointment
 
-__all__ = ["Caller", "direct_answer", "result", "settle", "waits_for_the_test"]
+__all__ = [
+    "Caller",
+    "direct_answer",
+    "refuse_vain_questions",
+    "result",
+    "settle",
+    "waits_for_the_test",
+]
 
 _STEP = 0.05
+#: As fal_client polls, some five seconds.
+_VAIN_QUESTIONS = 50
 #: How long, in real seconds, an app that lets time pass waits to hear that its caller has left.
 _TELLING = 0.25
 
@@ -194,6 +203,25 @@ def _rests(dispatch: Dispatch) -> bool:
     return not dispatch.fleet.is_moving and not any(
         member.running for member in dispatch.fleet.members
     )
+
+
+def refuse_vain_questions(dispatch: Dispatch, call: Call, asker: threading.Thread) -> None:
+    """End the polling of a test for a call that nobody but the test itself could run.
+
+    Raises:
+        EmulatorError: after some seconds of fal_client's polling; says what to write.
+    """
+    waits = dispatch.queue.held and call.deadline is None and waits_for_the_test(dispatch, call)
+    if not waits or asker is not threading.main_thread():
+        call.asked_in_vain = 0
+        return
+    call.asked_in_vain += 1
+    if call.asked_in_vain > _VAIN_QUESTIONS:
+        raise EmulatorError(
+            f"{call.name} waits in a queue that is held, and the test waits for {call.name}. Write "
+            "deployment.run_next() before you ask for its result, or deployment.release(); or call "
+            "subscribe() in a thread of its own."
+        )
 
 
 def _raise_if_broken(dispatch: Dispatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -78,6 +79,7 @@ class GatewayHost:
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         """Answer; an account's key is needed for everything, or a token for websockets."""
         if request.extensions.get("fal_may_block") is False:
+            request.extensions["fal_asker"] = threading.current_thread()
             raise WouldBlock
         try:
             caller = self._caller(request, exchange)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ class QueueAPI:
     # --- the calls -------------------------------------------------------------------------------
 
     def _status(self, request: httpx.Request, call: Call) -> httpx.Response:
-        call.wait(_PATIENCE)
+        call.wait(_PATIENCE, _asker(request))
         body = self._told(request, call)
         return json_reply(body, 200 if body["status"] == "COMPLETED" else 202)
 
@@ -94,8 +95,7 @@ class QueueAPI:
 
     def _events(self, request: httpx.Request, call: Call) -> Iterator[bytes]:
         told: dict[str, Any] | None = None
-        logged = 0
-        quiet = 0.0
+        logged, quiet, asker = 0, 0.0, _asker(request)
         while not call.dropped:
             body = self._told(request, call)
             if body != told:
@@ -105,7 +105,7 @@ class QueueAPI:
                 yield f"data: {json.dumps(body)}\n\n".encode()
             if body["status"] == "COMPLETED":
                 return
-            call.wait_for_news(_PATIENCE)
+            call.wait_for_news(_PATIENCE, asker)
             quiet += _PATIENCE
             if quiet >= _PING_SECONDS:
                 quiet = 0.0
@@ -155,6 +155,18 @@ def _urls(request: httpx.Request, call: Call) -> dict[str, str]:
     """Of a request; whatever its endpoint, they have the app's name alone."""
     base = f"https://{request.url.host}/{_app_of(call)}/requests/{call.request_id}"
     return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
+
+
+def _asker(request: httpx.Request) -> threading.Thread:
+    """The thread in which somebody waits for the answer, as far as that is known."""
+    if request.extensions.get("fal_client") == "wire":
+        return _NOBODY
+    asker: threading.Thread = request.extensions.get("fal_asker", threading.current_thread())
+    return asker
+
+
+#: Whoever asks over the wire.
+_NOBODY = threading.Thread()
 
 
 def _app_of(call: Call) -> str:
