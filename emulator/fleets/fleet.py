@@ -65,8 +65,8 @@ class Platform(Protocol):
     def in_background(self, name: str, job: Callable[[], object]) -> None:
         """Do something in a thread of the test's."""
 
-    def next_name(self) -> str:
-        """Name a runner."""
+    def next_name(self, app: type) -> str:
+        """Name a runner of an app, or a stand-in."""
 
     def find(self, name: str) -> Runner | None:
         """A runner, also one that is being set up."""
@@ -193,7 +193,7 @@ class Fleet:
     def _start(self, load: Load) -> Job:
         deadline = load.now + timedelta(seconds=self.scaling.startup_timeout)
         slots = self.scaling.max_multiplexing
-        name = self._platform.next_name()
+        name = self._platform.next_name(self.app)
         member = Member(name, self.revision, slots, load.now, deadline)
         self.members.append(member)
         queued, running = len(load.waiting), sum(runner.requests for runner in load.runners)

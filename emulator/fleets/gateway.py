@@ -95,7 +95,7 @@ class Gateway:
         self.seed: int | None = None
         #: Sends a webhook: its URL, the request's id, the last attempt's, the user's, the answer.
         self.send_webhook: Callable[[str, str, str, str, httpx.Response], object] = _send_nothing
-        self._numbers = count(1)
+        self._numbers, self._stand_ins = count(1), count(1)
 
     def __repr__(self) -> str:
         return f"<Gateway: {', '.join(self.deployments) or 'nothing is deployed'}>"
@@ -234,8 +234,10 @@ class Gateway:
 
         self._crew.start(name, do)
 
-    def next_name(self) -> str:
-        """Name a runner."""
+    def next_name(self, app: type) -> str:
+        """Name a runner of an app, or a stand-in."""
+        if issubclass(app, SomebodyElses):
+            return f"stand-in-{next(self._stand_ins)}"
         return self._runners().next_name()
 
     def find(self, name: str) -> Runner | None:
@@ -335,7 +337,7 @@ class Gateway:
         self._undeployed = []
         self._dispatches = []
         self.chance = self.seed = None
-        self._numbers = count(1)
+        self._numbers, self._stand_ins = count(1), count(1)
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any
 
 import httpx
@@ -109,10 +110,18 @@ class StandIn:
         except Exception as error:
             response = _refused(error)
             if response.status_code == 500:  # the test's own function: its author wants to see it
-                text = traceback.format_exc()
+                text = "".join(traceback.format_exception(error.with_traceback(_own(error))))
                 self.log.append(text, "STDERR")
                 sys.stderr.write(text)
             return response
+
+
+def _own(error: Exception) -> TracebackType | None:
+    """Where it was raised, without our own frames."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return frames
 
 
 def _nothing(_error: object) -> None:
