@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import respx
@@ -455,9 +456,9 @@ class Emulator:
         runners.connect(self._network.wire, self._network.resolver)
         self.clock.volumes = runners.backings
         self._gateway.send_webhook = self._webhooks.deliver
-        self.clock.before_moving = lambda: self._gateway.come_to_rest_before_time_passes(
-            unless=lambda: self.faults.holds
-        )
+        held = lambda: self.faults.holds  # noqa: E731
+        self.clock.before_moving = partial(self._gateway.come_to_rest_before_time_passes, held)
+        self.clock.around_waking = partial(self._gateway.let_starts_end, held)
         self.faults.killer = Killer(
             runners.named, runners.newest_process, lambda: self._disk.directory
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING
@@ -44,8 +45,10 @@ class Clock:
 
     def __init__(self, files: FileTimes | None = None) -> None:
         self.volumes: Callable[[], Iterable[str]] = tuple
-        #: Called before the clock is moved by the test; by sleeps it is not.
+        #: Called before the clock is moved by the test.
         self.before_moving: Callable[[], object] = lambda: None
+        #: Around a move by somebody's sleep, in the thread of that.
+        self.around_waking: Callable[[], AbstractContextManager[object]] = nullcontext
         self._lock = threading.RLock()
         self._files = files or FileTimes()
         self._subscribers: list[tuple[bool, Subscriber]] = []
@@ -301,6 +304,10 @@ class Clock:
     def wake(self, end: int) -> None:
         """End a sleep: move a clock that stands still forward to ``end``, in nanoseconds since the
         epoch, keeping the appointments till then."""
+        with self.around_waking():
+            self._wake(end)
+
+    def _wake(self, end: int) -> None:
         while self._agenda and (due := self._agenda.take(end)) is not None:
             self._creep(due.moment)
             due.callback()

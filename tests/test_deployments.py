@@ -755,6 +755,28 @@ def test_a_handler_at_work_does_not_take_it_either(deploy, fal_clock):
     assert [len(call.attempts) for call in calls] == [1, 1, 1]
 
 
+def test_a_sleep_elsewhere_does_not_take_the_time_of_a_start(deploy_in_threads):
+    has_begun = threading.Event()
+
+    class Starting(fal.App):
+        def setup(self):
+            has_begun.set()
+            threading.Event().wait(0.05)  # real work
+
+        @fal.endpoint("/")
+        def answer(self) -> dict:
+            return {}
+
+    waiting = deploy_in_threads(Waiting, "tester/waiting")
+    waiting.post("/", json={"seconds": 0})
+    starting = deploy_in_threads(Starting, "tester/starting", startup_timeout=60)
+    call = starting.submit("/")
+    has_begun.wait()
+    waiting.post("/", json={"seconds": 3600})
+    assert call.result().status_code == 200
+    assert [line for line in starting.history if "did not start" in line] == []
+
+
 # --- one by one -----------------------------------------------------------------------------------
 
 

@@ -173,7 +173,9 @@ def test_it_has_no_runners_of_the_tests(fal_gateway):
     deployment = fal_gateway.deploy(FLUX, {})
     fal_client.run(FLUX, {})
     assert deployment.runners == []
-    assert [call.response.headers["x-fal-served-from"] for call in deployment.calls] == ["stand-in-1"]
+    assert [call.response.headers["x-fal-served-from"] for call in deployment.calls] == [
+        "stand-in-1"
+    ]
 
 
 def test_it_can_be_changed(fal_gateway):

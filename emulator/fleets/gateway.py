@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -90,6 +91,8 @@ class Gateway:
         #: Their calls can be asked about still.
         self._undeployed: list[Deployment] = []
         self._dispatches: list[Dispatch] = []
+        #: The runners whose sleeps move the clock at this moment; None: the test's own.
+        self._asleep: list[str | None] = []
         #: Chooses calls and runners; None: in order.
         self.chance: random.Random | None = None
         self.seed: int | None = None
@@ -314,6 +317,33 @@ class Gateway:
         for dispatch in self._dispatches:
             _wait_for(dispatch, lambda one: not one.fleet.is_booting, _PATIENCE, unless)
             _wait_for(dispatch, _is_quiet, _GRACE, unless)
+
+    @contextmanager
+    def let_starts_end(self, unless: Callable[[], bool]) -> Iterator[None]:
+        """Around a sleep that moves a stopped clock: what starts meanwhile takes no time of it.
+
+        A start that sleeps itself is not waited for.
+        """
+        if not any(dispatch.fleet.is_booting for dispatch in self._dispatches):
+            yield
+            return
+        here = self.here()
+        self._asleep.append(here)
+        try:
+            for dispatch in self._dispatches:
+                with dispatch.changed:
+                    dispatch.changed.notify_all()
+            for dispatch in self._dispatches:
+                _wait_for(dispatch, self._has_only_sleepers, _GRACE, unless)
+            yield
+        finally:
+            self._asleep.remove(here)
+
+    def _has_only_sleepers(self, dispatch: Dispatch) -> bool:
+        """Whether every start that is under way sleeps on the clock."""
+        return all(
+            member.name in self._asleep for member in dispatch.fleet.members if member.booting
+        )
 
     # --- the end ---------------------------------------------------------------------------------
 
