@@ -197,7 +197,7 @@ class Call:
         with self._dispatch.changed:
             self._dispatch.changed.wait(seconds)
 
-    def wait(self, seconds: float, asker: threading.Thread) -> CallStatus:
+    def wait(self, seconds: float, asker: threading.Thread | None = None) -> CallStatus:
         """Its status, as soon as it is COMPLETED, or after so many seconds of real time.
 
         Args:

@@ -17,7 +17,7 @@ from emulator.fleets.call_queue import Server
 from emulator.fleets.crew import Crew
 from emulator.fleets.deployment import Deployment, Identity
 from emulator.fleets.dispatch import Dispatch
-from emulator.fleets.endpoint_ids import NAME, endpoint_of
+from emulator.fleets.endpoint_ids import NAME, endpoint_of, owner_of
 from emulator.fleets.options import Scaling
 from emulator.fleets.stand_in import SomebodyElses, StandIn, code_of
 from emulator.runners.log import Log
@@ -268,14 +268,18 @@ class Gateway:
                 found = deployment, "/" + "/".join(segments[end:])
         return None if found[0] is None else (found[0], found[1])
 
+    def call_of(self, request_id: str) -> Call | None:
+        """A call by its request's id."""
+        found = [*self.deployments.values(), *self._undeployed]
+        return next((call for one in found if (call := one.call(request_id)) is not None), None)
+
     def call(self, request_id: str, nickname: str) -> Call | None:
-        """A call by its request's id, for who made it and for the app's owner."""
-        for deployment in [*self.deployments.values(), *self._undeployed]:
-            call = deployment.call(request_id)
-            if call is not None:
-                may = nickname in (self._settings().nickname, deployment.owner, call.caller)
-                return call if may else None
-        return None
+        """The same, for who made it and for the app's owner."""
+        call = self.call_of(request_id)
+        if call is None:
+            return None
+        owners = self._settings().nickname, owner_of(call.deployment), call.caller
+        return call if nickname in owners else None
 
     def delete_payloads(self, request_id: str, nickname: str) -> bool:
         """Delete what is kept of a call; whether there was one, of this user's or to its app."""

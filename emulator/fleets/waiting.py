@@ -205,7 +205,7 @@ def _rests(dispatch: Dispatch) -> bool:
     )
 
 
-def refuse_vain_questions(dispatch: Dispatch, call: Call, asker: threading.Thread) -> None:
+def refuse_vain_questions(dispatch: Dispatch, call: Call, asker: threading.Thread | None) -> None:
     """End the polling of a test for a call that nobody but the test itself could run.
 
     Raises:

@@ -78,7 +78,8 @@ class GatewayHost:
 
     def handle(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
         """Answer; an account's key is needed for everything, or a token for websockets."""
-        if request.extensions.get("fal_may_block") is False:
+        may_block = request.extensions.get("fal_may_block") is not False
+        if not may_block and not self._queue.answers_at_once(request):
             request.extensions["fal_asker"] = threading.current_thread()
             raise WouldBlock
         try:

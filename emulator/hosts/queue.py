@@ -64,6 +64,14 @@ class QueueAPI:
         }
         return json_reply(body, headers=[("x-fal-request-id", call.request_id)])
 
+    def answers_at_once(self, request: httpx.Request) -> bool:
+        """Whether a request is about one that is over, so that nobody has to wait."""
+        asked = queued_request(request.url.path)
+        call = (
+            self._gateway.call_of(asked.request_id) if asked and request.method == "GET" else None
+        )
+        return call is not None and call.over.is_set()
+
     def ask(self, request: httpx.Request, nickname: str) -> httpx.Response | None:
         """Answer a question about a request; None: it is none."""
         asked = queued_request(request.url.path)
@@ -157,16 +165,12 @@ def _urls(request: httpx.Request, call: Call) -> dict[str, str]:
     return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
 
 
-def _asker(request: httpx.Request) -> threading.Thread:
-    """The thread in which somebody waits for the answer, as far as that is known."""
+def _asker(request: httpx.Request) -> threading.Thread | None:
+    """The thread in which somebody waits for the answer; None: it is not known, over the wire."""
     if request.extensions.get("fal_client") == "wire":
-        return _NOBODY
+        return None
     asker: threading.Thread = request.extensions.get("fal_asker", threading.current_thread())
     return asker
-
-
-#: Whoever asks over the wire.
-_NOBODY = threading.Thread()
 
 
 def _app_of(call: Call) -> str:
