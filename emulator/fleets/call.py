@@ -191,7 +191,7 @@ class Call:
         runner = self._dispatch.fleet.member(attempt.runner).runner
         return [] if runner is None else runner.log.lines(*attempt.log, self.request_id)
 
-    def wait_for_news(self, seconds: float, asker: threading.Thread) -> None:
+    def wait_for_news(self, seconds: float, asker: threading.Thread | None = None) -> None:
         """Wait until anything happens in its deployment; at most so many seconds of real time."""
         waiting.refuse_vain_questions(self._dispatch, self, asker)
         with self._dispatch.changed:
