@@ -269,7 +269,12 @@ class Dispatch:
             call.websocket = runner.connect(request)
             response = httpx.Response(101)
             self._let_go_on(turn, response)
-            call.websocket.call_at_end(lambda: self._end_what_went_on(turn, response, None))
+
+            def over() -> None:
+                self._end_what_went_on(turn, response, None)
+
+            # Whoever ends it has yet to tell the other side, and may be the app's own event loop.
+            call.websocket.call_at_end(lambda: self._platform.in_background(call.name, over))
             return response
         response = runner.open(request)
         body = response.stream

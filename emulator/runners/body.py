@@ -8,7 +8,12 @@ from typing import Protocol, cast
 
 import httpx
 
+from emulator.network.bodies import CutShortError
+
 __all__ = ["Body"]
+
+#: Real seconds in which another thread comes to the end of what follows from an answer.
+_PATIENCE = 5.0
 
 
 class Source(Protocol):
@@ -43,6 +48,8 @@ class Body(httpx.SyncByteStream):
         self.was_left = False
         self._lock = threading.Lock()
         self._is_over = False
+        self._has_ended = threading.Event()
+        self._finisher: int | None = None
         length = response.headers.get("content-length", "")
         self._missing = int(length) if length.isdigit() else None
         if method == "HEAD" or response.status_code in (204, 304):
@@ -99,7 +106,9 @@ class Body(httpx.SyncByteStream):
 
     def runner_ended(self) -> None:
         """Nothing more comes."""
-        self.close()
+        if not self._is_over:
+            self._source.close()
+            self._finish(CutShortError("the runner has ended"))
 
     def _completes(self, chunk: bytes) -> bool:
         if self._missing is None:
@@ -111,5 +120,14 @@ class Body(httpx.SyncByteStream):
         with self._lock:
             is_first = not self._is_over
             self._is_over = True
-        for end in self._ends if is_first else ():
-            end(error)
+            if is_first:
+                self._finisher = threading.get_ident()
+        if is_first:
+            try:
+                for end in self._ends:
+                    end(error)
+            finally:
+                self._has_ended.set()
+        elif self._finisher != threading.get_ident():
+            # What follows from an answer has happened when its reader goes on.
+            self._has_ended.wait(_PATIENCE)
