@@ -40,7 +40,7 @@ _APP_PORT = 8080
 #: What still holds its output open then is no process of the runner's.
 _READ_SECONDS = 5.0
 #: A connection breaks a moment before the process that had it has ended.
-_DYING_MILLISECONDS = 50
+_DYING_MILLISECONDS = 400
 _SLOW = frozenset({"wake", "lookup", "connect"})
 _tickets = count(1)
 
