@@ -19,10 +19,15 @@ __all__ = ["final", "in_words", "outcome_of", "request_of"]
 def request_of(call: Call, runner: Server, path: str, *, cancels: bool = False) -> httpx.Request:
     """A call as its runner gets it, or the word that it is cancelled."""
     url = f"http://{runner.name}.runner.fal{path}"
-    if not cancels:
-        return httpx.Request(call.method, url, headers=dict(call.headers), content=call.body)
-    headers = {name: call.headers[name] for name in call.headers if name != "content-type"}
-    return httpx.Request("POST", url, headers=headers)
+    dropped = "content-type" if cancels else None
+    headers = [
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in call.headers.items()
+        if name != dropped
+    ]
+    if cancels:
+        return httpx.Request("POST", url, headers=headers)
+    return httpx.Request(call.method, url, headers=headers, content=call.body)
 
 
 def final(

@@ -46,7 +46,7 @@ class Payloads(NamedTuple):
     """What the platform keeps of a request: its bodies, as they were sent."""
 
     input: bytes | None
-    #: None while there is no answer.
+    #: None while there is no answer, and of one that went out piece by piece.
     output: bytes | None
 
 
@@ -116,6 +116,8 @@ class Call:
         self.response: httpx.Response | None = None
         #: Whether its caller has the response while the app makes it, or a websocket.
         self.is_under_way = False
+        #: Whether its direct caller waits for it no more.
+        self.was_left = False
         self.opens_websocket = incoming.opens_websocket
         #: The client's end of it.
         self.websocket: AppWebSocket | None = None
@@ -184,7 +186,8 @@ class Call:
         """
         if self.deleted or not self.stores_payloads or self._dispatch.is_over(self.completed_at):
             return None
-        return Payloads(self.body, None if self.response is None else self.response.content)
+        is_whole = self.response is not None and not self.is_under_way
+        return Payloads(self.body, self.response.content if is_whole and self.response else None)
 
     def log_of(self, attempt: Attempt) -> list[Line]:
         """What its runner printed during an attempt, as far as one can tell."""

@@ -156,8 +156,9 @@ class Deployment:
             content: the body, instead of *json*.
             caller: who asks; default: as whom the test acts, by default the app's owner.
         """
-        incoming = _incoming(path, json, content, headers, caller, queued=False)
-        return self.answer(incoming)
+        response = self.answer(_incoming(path, json, content, headers, caller, queued=False))
+        response.read()
+        return response
 
     def submit(
         self,
@@ -380,6 +381,6 @@ def _incoming(
     if content is None and json is not None:
         content = json_module.dumps(json).encode()
         given.setdefault("content-type", "application/json")
-    path = path if path.startswith("/") else f"/{path}"
+    path = httpx.URL(f"http://app/{path.removeprefix('/')}").raw_path.decode("ascii")
     nickname = None if caller is None else nickname_of(caller)
     return Incoming(path, given, nickname, content, queued=queued)

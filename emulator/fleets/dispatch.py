@@ -23,6 +23,7 @@ from emulator.fleets.call_queue import CallQueue, Member, Server, choose_member
 from emulator.fleets.fleet import Fleet, Job, Platform
 from emulator.fleets.options import Scaling
 from emulator.fleets.retries import ErrorType, Outcome, judge
+from emulator.network.bodies import CutShortError
 from emulator.runners.body import Body
 from emulator.runners.errors import HandshakeRefusedError, IncompleteAnswerError
 from emulator.runners.runner import RunnerError, RunnerKilled
@@ -268,25 +269,26 @@ class Dispatch:
         if call.opens_websocket:
             call.websocket = runner.connect(request)
             response = httpx.Response(101)
-            self._let_go_on(turn, response)
 
             def over() -> None:
                 self._end_what_went_on(turn, response, None)
 
             # Whoever ends it has yet to tell the other side, and may be the app's own event loop.
             call.websocket.call_at_end(lambda: self._platform.in_background(call.name, over))
+            self._let_go_on(turn, response)
             return response
         response = runner.open(request)
         body = response.stream
         if call.direct and isinstance(body, Body) and "content-length" not in response.headers:
-            self._let_go_on(turn, gateway_headers.answer(response, call.request_id, runner.name))
 
             def end(error: BaseException | None) -> None:
-                if body.was_left and not call.cancelled:
+                readers = isinstance(error, OSError) and not isinstance(error, CutShortError)
+                if (body.was_left or readers) and not call.cancelled:
                     self.cancel(call, "client_disconnected")
                 self._end_what_went_on(turn, response, error)
 
             body.then(end)
+            self._let_go_on(turn, gateway_headers.answer(response, call.request_id, runner.name))
             return response
         return gateway_headers.whole(response)
 
@@ -295,7 +297,18 @@ class Dispatch:
         with self.changed:
             turn.call.response = response
             turn.call.is_under_way = True
+            was_left = turn.call.was_left
             self.changed.notify_all()
+        if was_left:
+            _hang_up(turn.call)
+
+    def leave(self, call: Call) -> None:
+        """A direct caller waits no more: an answer that comes later has no reader."""
+        with self.changed:
+            call.was_left = True
+            is_under_way = call.is_under_way
+        if is_under_way:
+            _hang_up(call)
 
     def _end_what_went_on(
         self, turn: Turn, response: httpx.Response, error: BaseException | None
@@ -475,3 +488,11 @@ class Dispatch:
         except (RunnerError, httpx.TransportError):
             answered = "did not answer"
         self.note(f"cancelled {call.name}: {runner.name} {answered} to POST {path}")
+
+
+def _hang_up(call: Call) -> None:
+    """End what an app makes for a caller that is not there any more."""
+    if call.websocket is not None:
+        call.websocket.hang_up()
+    elif call.response is not None:
+        call.response.close()

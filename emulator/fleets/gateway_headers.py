@@ -103,17 +103,20 @@ def whole(response: httpx.Response) -> httpx.Response:
         IncompleteAnswerError: it breaks off.
     """
     stream = cast("httpx.SyncByteStream", response.stream)
-    return _with_body(response, response.headers.multi_items(), b"".join(stream))
+    return _with_body(response, response.headers.raw, b"".join(stream))
 
 
 def answer(response: httpx.Response, request_id: str, runner: str) -> httpx.Response:
     """An app's answer as its caller gets it: whole, or under way."""
     headers = [
         (name, value)
-        for name, value in response.headers.multi_items()
-        if name.lower() not in _STRIPPED and name.lower() != "x-fal-request-id"
+        for name, value in response.headers.raw
+        if name.lower().decode("latin-1") not in (*_STRIPPED, "x-fal-request-id")
     ]
-    headers += [("x-fal-request-id", request_id), ("x-fal-served-from", runner)]
+    headers += [
+        (b"x-fal-request-id", request_id.encode()),
+        (b"x-fal-served-from", runner.encode()),
+    ]
     if isinstance(response.stream, httpx.ByteStream):
         return _with_body(response, headers, b"".join(response.stream))
     return httpx.Response(response.status_code, headers=headers, stream=response.stream)
@@ -122,11 +125,11 @@ def answer(response: httpx.Response, request_id: str, runner: str) -> httpx.Resp
 def copy(response: httpx.Response) -> httpx.Response:
     """A whole answer once more, for another reader."""
     assert isinstance(response.stream, httpx.ByteStream)
-    return _with_body(response, response.headers.multi_items(), b"".join(response.stream))
+    return _with_body(response, response.headers.raw, b"".join(response.stream))
 
 
 def _with_body(
-    response: httpx.Response, headers: list[tuple[str, str]], body: bytes
+    response: httpx.Response, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> httpx.Response:
     made = httpx.Response(response.status_code, headers=headers, stream=httpx.ByteStream(body))
     made.read()

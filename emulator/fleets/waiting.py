@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError
+from emulator.file_times import real_now
 
 if TYPE_CHECKING:
     import httpx
@@ -33,6 +34,11 @@ __all__ = [
 _STEP = 0.05
 #: As fal_client polls, some five seconds.
 _VAIN_QUESTIONS = 50
+#: Real seconds in which the head of an answer comes from its app.
+_HEAD = 0.02
+#: Real seconds after which a stopped clock moves on to a caller's time-out, as nothing else moves
+#: it; and after which a caller that has none is told that nothing will happen.
+_STANDSTILL, _FOR_EVER = 5.0, 30.0
 #: How long, in real seconds, an app that lets time pass waits to hear that its caller has left.
 _TELLING = 0.25
 
@@ -84,8 +90,11 @@ class Caller:
     def _leave(self, dispatch: Dispatch, call: Call) -> None:
         """The time-out has come, in whatever thread moves the clock.
 
-        That may be the app's own, whose handler sleeps: it gets a moment to be told meanwhile.
+        That may be the app's own, whose handler sleeps: it gets a moment to be told meanwhile. The
+        head of an answer that the app has sent before gets one to come here.
         """
+        if dispatch.wait_until(lambda: call.is_under_way, _HEAD):
+            return
         told = threading.Event()
 
         def tell() -> None:
@@ -121,20 +130,45 @@ def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Respo
         OSError: the caller has left; the app is told [§4.6].
     """
     caller.begin(dispatch, call)
+    since = _real_seconds()
     try:
         while not _is_answered(call):
             _come_closer(dispatch, call, caller)
             caller.check()
+            if call.turn is None:
+                _move_on_from_a_standstill(dispatch, call, caller, _real_seconds() - since)
             _raise_if_broken(dispatch)
             dispatch.clock.keep_appointments()
         caller.check()
     except OSError:
         if not caller.has_told:
             dispatch.cancel(call, "client_disconnected")
+        dispatch.leave(call)
         raise
     finally:
         caller.end()
     return _answer(call)
+
+
+def _move_on_from_a_standstill(
+    dispatch: Dispatch, call: Call, caller: Caller, waited: float
+) -> None:
+    """A call that waits for a busy runner, which may itself wait for this call."""
+    if not dispatch.clock.frozen:
+        return
+    if caller.patience is not None and waited > _STANDSTILL:
+        dispatch.clock.sleep(caller.patience)
+    elif caller.patience is None and waited > _FOR_EVER:
+        busy = ", ".join(one.name for one in dispatch.fleet.members if one.running)
+        raise EmulatorError(
+            f"{call.name} waits for a free runner of {dispatch.name}, and {busy} had none of its "
+            f"requests end in {waited:.0f} s of real time. If one of these waits for {call.name}, "
+            "give the deployment more: deploy(..., max_concurrency=...) or max_multiplexing."
+        )
+
+
+def _real_seconds() -> float:
+    return real_now() / 1e9
 
 
 def _come_closer(dispatch: Dispatch, call: Call, caller: Caller) -> None:

@@ -13,7 +13,7 @@ import httpx
 
 from emulator.fleets.call import Incoming
 from emulator.fleets.endpoint_ids import endpoint_of
-from emulator.fleets.waiting import Caller
+from emulator.fleets.read_timeout import ReadTimeout
 from emulator.hosts import realtime
 from emulator.hosts.queue import QueueAPI
 from emulator.hosts.runner import passed_on
@@ -120,7 +120,7 @@ class GatewayHost:
 
     def _found(self, request: httpx.Request) -> tuple[Deployment, str] | None:
         """The deployment that a URL names, and the path in it."""
-        endpoint = endpoint_of(request.url.path)
+        endpoint = endpoint_of(raw_path(request))
         return None if endpoint is None else self._gateway.deployment_at(*endpoint)
 
     def _may(self, caller: str, deployment: Deployment) -> bool:
@@ -158,10 +158,12 @@ class GatewayHost:
     def _run(
         self, request: httpx.Request, deployment: Deployment, asked: Incoming
     ) -> httpx.Response:
-        patience = request.extensions.get("timeout", {}).get("read")
-        hang_up = request.extensions.get("fal_wait")
-        check = None if hang_up is None else lambda: hang_up(0)
-        return passed_on(deployment.answer(asked, Caller(patience, check)), request)
+        caller = realtime.caller_of(request)
+        response = deployment.answer(asked, caller)
+        if caller.patience is not None:  # between the pieces of an answer, too
+            limit = ReadTimeout(self._gateway.clock, caller.patience)
+            request.extensions.setdefault("fal_wait_for", limit.wait_for)
+        return passed_on(response, request)
 
     def _renew_token(self, request: httpx.Request, response: httpx.Response) -> None:
         """Extend the token of an app that calls another one: it may read what that one makes.
@@ -173,19 +175,24 @@ class GatewayHost:
         if sent is None:
             return
         deeper = self._identities.valid(response.headers.get(_TOKEN))
-        also = {
-            *sent.also,
-            response.headers["x-fal-request-id"],
-            *(deeper.also if deeper is not None else ()),
-        }
+        request_id = response.headers.get("x-fal-request-id")
+        if request_id is None:  # it was not taken in
+            return
+        also = {*sent.also, request_id, *(deeper.also if deeper is not None else ())}
         lifetime = sent.expires_at - self._gateway.clock.now()
         renewed = self._identities.issue(sent.user, max(lifetime, timedelta(0)), sorted(also))
         response.headers[_TOKEN] = renewed.token
 
 
+def raw_path(request: httpx.Request) -> str:
+    """The path as it was sent, in percent encoding."""
+    return request.url.raw_path.decode("ascii").partition("?")[0]
+
+
 def incoming(request: httpx.Request, path: str, caller: str, *, queued: bool = True) -> Incoming:
     """A request as the gateway takes it in."""
-    headers = {name: value for name, value in request.headers.items() if name not in _NOT_FORWARDED}
+    pairs = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in request.headers.raw]
+    headers = {name: value for name, value in pairs if name not in _NOT_FORWARDED}
     query = request.url.query.decode("ascii")
     return Incoming(
         realtime.without_token(f"{path}?{query}" if query else path),

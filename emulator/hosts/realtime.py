@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -19,7 +20,7 @@ from emulator.network.reply import json_reply
 from emulator.network.websocket import Handshake, SocketEnd
 from emulator.runners.errors import RunnerError
 
-__all__ = ["connect", "refuse", "speak_http", "token_of", "without_token"]
+__all__ = ["caller_of", "connect", "refuse", "speak_http", "token_of", "without_token"]
 
 #: What JavaScript's client takes for a token that does not count (any more).
 _UNAUTHORIZED = {"status": "error", "error": "Unauthorized"}
@@ -32,7 +33,14 @@ def connect(
 ) -> httpx.Response:
     """Open a websocket on a deployment's app."""
     asked = replace(asked, method="GET", opens_websocket=True)
-    return opened(request, exchange, lambda: deployment.connect(asked, Caller()))
+    return opened(request, exchange, lambda: deployment.connect(asked, caller_of(request)))
+
+
+def caller_of(request: httpx.Request) -> Caller:
+    """Who waits for the answer to a request: until its read time-out, or until it hangs up."""
+    patience: float | None = request.extensions.get("timeout", {}).get("read")
+    hang_up: Callable[[float], object] | None = request.extensions.get("fal_wait")
+    return Caller(patience, None if hang_up is None else lambda: hang_up(0))
 
 
 def refuse(request: httpx.Request, exchange: Exchange, why: str) -> httpx.Response:
@@ -72,8 +80,11 @@ def speak_http(
         count = 0
         while (message := client.receive()) is not None:
             body = message if isinstance(message, bytes) else message.encode()
-            _answer(client, deployment, replace(asked, body=body, method="POST"))
             count += 1
+            try:
+                _answer(client, deployment, replace(asked, body=body, method="POST"))
+            except ConnectionError:
+                break
         exchange.notes.append(f"websocket: {count} request{'s' * (count != 1)}")
 
     return handshake.accept(serve)
@@ -81,7 +92,7 @@ def speak_http(
 
 def _answer(client: SocketEnd, deployment: Deployment, asked: Incoming) -> None:
     begun = time.perf_counter()
-    response = deployment.answer(asked)
+    response = deployment.answer(asked, Caller(check=lambda: _check(client)))
     waited = time.perf_counter() - begun
     request_id = response.headers["x-fal-request-id"]
     told = {"request_id": request_id, "status": response.status_code}
@@ -98,6 +109,13 @@ def _answer(client: SocketEnd, deployment: Deployment, asked: Incoming) -> None:
     finally:
         response.close()
     client.send(json.dumps({"type": "end", **told, "time_to_first_byte_seconds": waited}))
+
+
+def _check(client: SocketEnd) -> None:
+    """Raise ConnectionError once the client has ended its websocket."""
+    client.step()
+    if client.code is not None:
+        raise ConnectionError("the client has closed the websocket")
 
 
 def without_token(path: str) -> str:

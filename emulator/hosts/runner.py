@@ -23,7 +23,7 @@ __all__ = ["DOMAIN", "RunnerHost", "opened", "passed_on"]
 
 DOMAIN = ".runner.fal"
 #: Of the connection between gateway and client, not of the request.
-_OF_THE_CONNECTION = ("connection", "transfer-encoding")
+_OF_THE_CONNECTION = (b"connection", b"transfer-encoding")
 _NO_WEBSOCKETS = (
     "httpx has no websockets here. Connect with websockets.sync.client, websockets.connect or "
     "aiohttp's ws_connect."
@@ -51,7 +51,7 @@ class RunnerHost:
             return None
         if request.extensions.get("fal_may_block") is False:
             raise WouldBlock
-        headers = [pair for pair in request.headers.multi_items() if _travels(pair[0])]
+        headers = [pair for pair in request.headers.raw if _travels(pair[0])]
         sent = httpx.Request(request.method, request.url, headers=headers, content=request.read())
         try:
             if wants(request):
@@ -76,7 +76,7 @@ def passed_on(answer: httpx.Response, request: httpx.Request) -> httpx.Response:
     wait, stream = request.extensions.get("fal_wait_for"), answer.stream
     if wait is not None and isinstance(stream, Body):
         stream.wait_with(wait)
-    headers = [pair for pair in answer.headers.multi_items() if _travels(pair[0])]
+    headers = [pair for pair in answer.headers.raw if _travels(pair[0])]
     extensions = {"fal_may_wait": True}
     return httpx.Response(answer.status_code, headers=headers, stream=stream, extensions=extensions)
 
@@ -111,5 +111,5 @@ def opened(
     return handshake.accept(serve, app.subprotocol, app.headers)
 
 
-def _travels(name: str) -> bool:
+def _travels(name: bytes) -> bool:
     return name.lower() not in _OF_THE_CONNECTION

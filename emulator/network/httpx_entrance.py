@@ -7,9 +7,11 @@ transport) still comes first.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import httpcore
 import httpx
@@ -17,6 +19,7 @@ import httpx
 from emulator.errors import EmulatorError, UnknownHostError
 from emulator.network.bodies import CutShortError
 from emulator.network.fault import NotConnected
+from emulator.network.http1 import ClientGoneError
 from emulator.network.reply import ends_by_closing
 from emulator.network.router import LetThrough, WouldBlock
 
@@ -101,7 +104,32 @@ class HttpxEntrance:
             return self._answer(converted)
         except WouldBlock:
             converted.extensions["fal_may_block"] = True
-            return await anyio.to_thread.run_sync(self._answer, converted)
+            return await self._answer_aside(converted)
+
+    async def _answer_aside(self, request: httpx.Request) -> Any:
+        """In a thread, that hears of it when the client gives up."""
+        gone = threading.Event()
+
+        def wait(seconds: float | None = None) -> None:
+            if gone.wait(seconds):
+                raise ClientGoneError("The client gave up while it was let wait.")
+
+        request.extensions["fal_wait"] = wait
+        try:
+            return await _in_thread(self._answer, request)
+        except BaseException:
+            gone.set()
+            raise
+
+
+async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """Call what waits in a thread; who is cancelled meanwhile does not wait for its end.
+
+    Without a limit: in reality these wait for a socket, which takes no thread, and among an app's
+    own threads (Starlette's) they could wait for each other.
+    """
+    limiter = anyio.CapacityLimiter(1)
+    return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=limiter)
 
 
 def _method(pool: type, name: str) -> Any:
@@ -189,7 +217,7 @@ class _Errors:
         while True:  # where the body makes its reader wait, it is not the event loop that waits
             if self._may_wait:
                 # Who gives up does not wait for a chunk either: closing the body ends the thread.
-                chunk = await anyio.to_thread.run_sync(next, chunks, None, abandon_on_cancel=True)
+                chunk = await _in_thread(next, chunks, None)
             else:
                 chunk = next(chunks, None)
             if chunk is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import h11
 import httpx
 
+from emulator.network.http1 import ClientGoneError
 from emulator.network.sockets import shut_down
 
 __all__ = ["HttpAnswer"]
@@ -67,6 +68,8 @@ class HttpAnswer(httpx.SyncByteStream):
         try:
             while isinstance(event := self._event(), h11.Data):
                 yield bytes(event.data)
+        except (TimeoutError, ClientGoneError):  # of the reader, who waited in its own way
+            raise
         except (OSError, h11.RemoteProtocolError):
             raise self._cut_short() from None
         finally:
