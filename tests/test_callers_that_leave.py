@@ -77,7 +77,10 @@ class Fanning(fal.App):
 
 @pytest.fixture(params=["thread", "process"])
 def app(request, fal_gateway):
-    return fal_gateway.deploy(APP, Streaming, isolation=request.param)
+    """It is warm, so that a short time-out is not over before it has begun."""
+    deployment = fal_gateway.deploy(APP, Streaming, isolation=request.param, min_concurrency=1)
+    deployment.settle()
+    return deployment
 
 
 @pytest.fixture
@@ -138,7 +141,7 @@ def test_pieces_that_come_in_time_are_no_time_out(app, fal_clock):
 
 
 def test_a_piece_that_does_not_come_in_time_is_one(app, gate, fal_data):
-    events = fal_client.stream(f"{APP}/gated", {}, path="", timeout=0.2)
+    events = fal_client.stream(f"{APP}/gated", {}, path="", timeout=1)
     assert next(events) == 0
     with pytest.raises(httpx.ReadTimeout):
         next(events)

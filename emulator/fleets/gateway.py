@@ -21,6 +21,7 @@ from emulator.fleets.endpoint_ids import NAME, endpoint_of, owner_of
 from emulator.fleets.options import Scaling
 from emulator.fleets.stand_in import SomebodyElses, StandIn, code_of
 from emulator.runners.log import Log
+from emulator.runners.output import pause
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -39,6 +40,8 @@ __all__ = ["Gateway"]
 _PATIENCE = 5.0
 _GRACE = 0.25
 _STEP = 0.02
+#: Real seconds that a piece of an answer takes through its app's middlewares.
+_MOMENT = 0.005
 
 
 class Boot(Protocol):
@@ -328,6 +331,8 @@ class Gateway:
 
         A start that sleeps itself is not waited for.
         """
+        if any(map(_is_streaming, self._dispatches)):
+            pause(_MOMENT)  # what an app has sent before its sleep is on its way through its loop
         if not any(dispatch.fleet.is_booting for dispatch in self._dispatches):
             yield
             return
@@ -421,6 +426,11 @@ def _wait_for(
 
 def _rests(dispatch: Dispatch) -> bool:
     return not dispatch.fleet.is_moving and not dispatch.fleet.is_booting
+
+
+def _is_streaming(dispatch: Dispatch) -> bool:
+    members = list(dispatch.fleet.members)
+    return any(call.is_under_way for one in members for call in list(one.running.values()))
 
 
 def _is_quiet(dispatch: Dispatch) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from emulator.runners.log import Log
 
-__all__ = ["OutputSplitter", "Transcript", "is_noise", "readable", "without_noise"]
+__all__ = ["OutputSplitter", "Transcript", "is_noise", "pause", "readable", "without_noise"]
 
 #: The SDK prints every installed package at every start; it belongs to the runner's log only.
 _NOISE = "[debug] Python packages installed:"
@@ -141,7 +141,7 @@ class Transcript:
         for _ in range(looks):
             if not self._waits():
                 break
-            _pause(_LOOK)
+            pause(_LOOK)
 
     def follow(self, descriptor: int) -> None:
         """Read from this pipe; it is closed at its end."""
@@ -177,7 +177,7 @@ class Transcript:
             self._unshown.append(readable(line) if line.startswith(_TRACEBACK) else line)
 
 
-def _pause(seconds: float) -> None:
+def pause(seconds: float) -> None:
     """Wait in real time, whatever the clock says."""
     select.select([], [], [], seconds)
 
