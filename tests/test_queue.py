@@ -371,7 +371,10 @@ def test_without_a_key(host: str, headers: dict[str, str], fal_gateway: Gateway)
     fal_gateway.deploy("tester/studio", Studio)
     answer = httpx.post(f"https://{host}/tester/studio", json={}, headers=headers)
     assert answer.status_code == 401
-    assert answer.json() == {"detail": "Authentication is required to access this app"}
+    assert answer.json() == {
+        "detail": "Authentication is required to access this app: there is no key, or none of the "
+        'form "id:secret". Write os.environ["FAL_KEY"], or fal_emulator.user("bob").key'
+    }
 
 
 @pytest.mark.parametrize(

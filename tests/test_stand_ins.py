@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from pathlib import Path
@@ -99,6 +100,58 @@ def test_an_exception_is_a_500_and_in_the_log(fal_gateway):
     assert caught.value.status_code == 500
     logs = handle.status(with_logs=True).logs
     assert (logs[-1]["level"], logs[-1]["message"]) == ("STDERR", "LookupError: no such style")
+
+
+def test_a_failed_assertion_fails_the_test_whatever_the_app_makes_of_it(pytester):
+    pytester.makepyfile(
+        """
+        import fal, fal_client
+
+        class Careful(fal.App):
+            @fal.endpoint("/")
+            def make(self, input: dict) -> dict:
+                try:
+                    return fal_client.run("fal-ai/flux", input)
+                except fal_client.FalClientHTTPError:
+                    return {"fallback": True}
+
+        def test_it(fal_gateway):
+            def flux(arguments):
+                assert arguments["prompt"] == "a dog"
+
+            fal_gateway.deploy("fal-ai/flux", flux)
+            fal_gateway.deploy("tester/careful", Careful)
+            assert fal_client.run("tester/careful", {"prompt": "a cat"}) == {"fallback": True}
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["E *AssertionError: assert 'a cat' == 'a dog'"])
+
+
+def test_an_async_function_is_awaited(fal_gateway):
+    async def answer(arguments):
+        await asyncio.sleep(0)
+        return arguments
+
+    fal_gateway.deploy(FLUX, answer)
+    assert fal_client.run(FLUX, {"seed": 1}) == {"seed": 1}
+    assert asyncio.run(fal_client.subscribe_async(FLUX, {"seed": 2})) == {"seed": 2}
+
+
+def test_a_name_that_is_nearly_that_of_an_app(fal_gateway):
+    fal_gateway.deploy("fal-ai/flux", {})
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        fal_client.run("fal-ai/fluxx", {})
+    assert "fal-ai/flux is deployed: did you mean that? Else write fal_g" in caught.value.message
+
+
+def test_a_name_that_is_none_is_refused(fal_gateway):
+    with pytest.raises(EmulatorError) as caught:
+        fal_gateway.deploy({}, FLUX)
+    assert str(caught.value) == (
+        'deploy() was given {} as a name. Write the name first: deploy("tester/my-app", MyApp).'
+    )
 
 
 def test_an_exception_with_a_status_is_answered_with_it(fal_gateway):

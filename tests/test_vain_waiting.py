@@ -55,6 +55,26 @@ def test_who_waits_for_a_held_queue_is_told(held, wait):
     assert str(caught.value) == MESSAGE
 
 
+class Crashing(fal.App):
+    def setup(self):
+        raise OSError("no weights")
+
+    @fal.endpoint("/")
+    def answer(self, input: dict) -> dict:
+        return {}
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_who_waits_for_an_app_that_does_not_come_up_is_told(fal_gateway, fal_clock, stopped):
+    if stopped:
+        fal_clock.freeze()
+    fal_gateway.deploy(APP, Crashing)
+    with pytest.raises(EmulatorError) as caught:
+        subscribe()
+    assert str(caught.value).startswith("call-1 waits for a runner of tester/app, and runner-")
+    assert "did not start: setup raised OSError('no weights') (" in str(caught.value)
+
+
 def test_another_thread_may_wait_for_the_test(held):
     results = []
     thread = threading.Thread(target=lambda: results.append(subscribe()))

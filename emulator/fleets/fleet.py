@@ -122,7 +122,8 @@ class Fleet:
         self.closed = False
         #: Undeployed: nothing is started any more, and nothing new is run.
         self.retired = False
-        self._failures = 0
+        #: Starts that have failed in a row.
+        self.failures = 0
         self._platform = platform
         self._boot_app = boot
         self._changed = changed
@@ -240,7 +241,7 @@ class Fleet:
                 self.fail_start(member, "runner_connection_refused", f"setup raised {error!r}")
             return []
         member.phase, member.idle_since = "READY", self._now()
-        self._failures, self.blocked_until = 0, None
+        self.failures, self.blocked_until = 0, None
         if self.closed or member.revision == self.revision:
             return []
         return [self.stop(member, self._why_replaced)]
@@ -248,8 +249,8 @@ class Fleet:
     def fail_start(self, member: Member, kind: ErrorType, why: str) -> None:
         """A runner has not come up: the next start has to wait."""
         member.phase = "ENDED"
-        self._failures += 1
-        wait = crash_backoff(self._failures)
+        self.failures += 1
+        wait = crash_backoff(self.failures)
         self.blocked_until = self._now() + wait
         self.last_failure = kind, f"{member.name} did not start: {why}"
         self._note(
@@ -338,7 +339,7 @@ class Fleet:
     def redeploy(self, app: type, scaling: Scaling) -> list[Job]:
         """Have other code run from now on: idle runners end, busy ones finish what they do."""
         self.app, self.scaling = app, scaling
-        self._failures, self.blocked_until = 0, None
+        self.failures, self.blocked_until = 0, None
         self._note(f"redeployed as {app.__name__}, revision {self.revision + 1}")
         return self._replace()
 

@@ -138,6 +138,11 @@ class Gateway:
         Raises:
             EmulatorError: the name, the app or an option makes no sense; says what to write.
         """
+        if not isinstance(name, str):
+            raise EmulatorError(
+                f"deploy() was given {name!r} as a name. Write the name first: "
+                f'deploy("{self._settings().nickname}/my-app", MyApp).'
+            )
         code = code_of(name, app)
         is_app = not issubclass(code, SomebodyElses)
         self._check(name, code, is_app)
@@ -155,7 +160,8 @@ class Gateway:
         def boot(code: type, runner: str, options: Scaling) -> Server:
             if issubclass(code, SomebodyElses):
                 log = Log(self.clock.now)
-                return StandIn(runner, code.answer, log, self.in_background, self.is_in_an_app)
+                background, fail = self.in_background, self._crew.errors.append
+                return StandIn(runner, code.answer, log, background, self.is_in_an_app, fail)
             limits = options.limits(self._settings().termination_grace_period)
             own = _names_of(name) if isolation == "process" else {}
             given = {**own, **(env or {})}
@@ -381,6 +387,7 @@ class Gateway:
     # --- inside ----------------------------------------------------------------------------------
 
     def _check(self, name: str, code: type, is_app: bool) -> None:
+        """What is deployed needs a name that nothing has yet."""
         endpoint = endpoint_of(f"/{name}") if NAME.fullmatch(name) else None
         if endpoint is None or (is_app and endpoint.path != "/"):
             raise EmulatorError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -47,6 +49,7 @@ class StandIn:
         log: collects what it prints, of its errors.
         in_background: does something in a thread of the test's.
         is_in_an_app: whether the calling thread is an app's: it has that app's /tmp and request.
+        fail: fails the test, at its end, by an assertion of its own that did not hold.
     """
 
     def __init__(
@@ -56,9 +59,11 @@ class StandIn:
         log: Log,
         in_background: Callable[[str, Callable[[], object]], None],
         is_in_an_app: Callable[[], bool],
+        fail: Callable[[BaseException], object],
     ) -> None:
         self.name = name
         self.log = log
+        self._fail = fail
         self.state: State = "IDLE"
         self._answer = answer
         self._in_background = in_background
@@ -113,6 +118,8 @@ class StandIn:
                 text = "".join(traceback.format_exception(error.with_traceback(_own(error))))
                 self.log.append(text, "STDERR")
                 sys.stderr.write(text)
+            if isinstance(error, AssertionError):  # an app may catch what its caller gets
+                self._fail(error)
             return response
 
 
@@ -153,9 +160,20 @@ def _answer(given: object) -> Answer:
 
     def answer(request: httpx.Request) -> httpx.Response:
         arguments = _arguments(request)
-        return _response(function(arguments, request) if wants_request else function(arguments))
+        content = function(arguments, request) if wants_request else function(arguments)
+        return _response(_awaited(content) if inspect.isawaitable(content) else content)
 
     return answer
+
+
+def _awaited(awaitable: Awaitable[object]) -> object:
+    """What an async function returns, on a loop of its own: this thread may have one that runs."""
+
+    async def wait() -> object:
+        return await awaitable
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
 
 
 def _is_content(given: object) -> bool:

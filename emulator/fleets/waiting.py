@@ -34,6 +34,7 @@ __all__ = [
 _STEP = 0.05
 #: As fal_client polls, some five seconds.
 _VAIN_QUESTIONS = 50
+_VAIN_STARTS = 10
 #: Real seconds in which the head of an answer comes from its app.
 _HEAD = 0.02
 #: Real seconds after which a stopped clock moves on to a caller's time-out, as nothing else moves
@@ -240,22 +241,42 @@ def _rests(dispatch: Dispatch) -> bool:
 
 
 def refuse_vain_questions(dispatch: Dispatch, call: Call, asker: threading.Thread | None) -> None:
-    """End the polling of a test for a call that nobody but the test itself could run.
+    """End the polling of a test for a call that will not be answered while it polls.
+
+    Nobody but the test itself could run it, or no runner comes up for it.
 
     Raises:
         EmulatorError: after some seconds of fal_client's polling; says what to write.
     """
-    waits = dispatch.queue.held and call.deadline is None and waits_for_the_test(dispatch, call)
-    if not waits or asker is not threading.main_thread():
+    why = _why_in_vain(dispatch, call) if asker is threading.main_thread() else None
+    if why is None:
         call.asked_in_vain = 0
         return
     call.asked_in_vain += 1
     if call.asked_in_vain > _VAIN_QUESTIONS:
-        raise EmulatorError(
-            f"{call.name} waits in a queue that is held, and the test waits for {call.name}. Write "
-            "deployment.run_next() before you ask for its result, or deployment.release(); or call "
-            "subscribe() in a thread of its own."
+        raise EmulatorError(why)
+
+
+def _why_in_vain(dispatch: Dispatch, call: Call) -> str | None:
+    """Why a call is not answered, however long one polls; None: it may be."""
+    if call.deadline is not None or not waits_for_the_test(dispatch, call):
+        return None
+    fleet, clock = dispatch.fleet, dispatch.clock
+    # On a stopped clock the polling itself moves it on to the next start.
+    if fleet.failures > (_VAIN_STARTS if clock.frozen else 0) and fleet.is_down:
+        return (
+            f"{call.name} waits for a runner of {dispatch.name}, and {fleet.last_failure[1]} "
+            f"({fleet.failures} times; the next start is at {fleet.blocked_until:%H:%M:%S}). "
+            "If that is meant, stop the clock first, so that waiting takes no time: "
+            "fal_clock.freeze()."
         )
+    if not dispatch.queue.held:
+        return None
+    return (
+        f"{call.name} waits in a queue that is held, and the test waits for {call.name}. Write "
+        "deployment.run_next() before you ask for its result, or deployment.release(); or call "
+        "subscribe() in a thread of its own."
+    )
 
 
 def _raise_if_broken(dispatch: Dispatch) -> None:

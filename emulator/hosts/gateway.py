@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ _HOSTS = (
     ("run", ("fal.run", "falrun.com"), "FAL_RUN_HOST"),
 )
 _TOKEN = "x-fal-cdn-token"
+_NO_KEY = (
+    'there is no key, or none of the form "id:secret". Write os.environ["FAL_KEY"], or '
+    'fal_emulator.user("bob").key'
+)
 #: Who calls a public app without a key.
 _ANYBODY = "anonymous"
 #: Of the caller's connection to the gateway and its account there, not the app's business.
@@ -91,8 +96,9 @@ class GatewayHost:
             return json_reply({"detail": "Unauthorized"}, 401)
         found = self._found(request)
         if caller is None and (found is None or _auth_of(found[0]) != "public"):
-            exchange.notes.append("no account key")
-            return json_reply({"detail": "Authentication is required to access this app"}, 401)
+            exchange.notes.append(_NO_KEY)
+            detail = f"Authentication is required to access this app: {_NO_KEY}"
+            return json_reply({"detail": detail}, 401)
         exchange.user = caller
         caller = caller or _ANYBODY
         kind = _kind_of(request.url.host)
@@ -100,8 +106,9 @@ class GatewayHost:
         if asked is not None:
             return asked
         if found is None:
-            exchange.notes.append(not_deployed(request.url.path))
-            return json_reply({"detail": not_deployed(request.url.path)}, 404)
+            told = not_deployed(request.url.path, self._gateway.deployments)
+            exchange.notes.append(told)
+            return json_reply({"detail": told}, 404)
         if not self._may(caller, found[0]):
             name = found[0].name
             exchange.notes.append(f"{name} is private (app_auth), and {caller} not in its team")
@@ -204,8 +211,12 @@ def incoming(request: httpx.Request, path: str, caller: str, *, queued: bool = T
     )
 
 
-def not_deployed(path: str) -> str:
-    """What to tell who calls an app that is not there."""
+def not_deployed(path: str, deployed: Iterable[str] = ()) -> str:
+    """What to tell who calls an app that is not there.
+
+    Args:
+        deployed: the names of those that are.
+    """
     name = path.strip("/")
     legacy = re.fullmatch(r"([0-9]+)-([A-Za-z0-9-]+)", name)
     if legacy is not None:
@@ -217,8 +228,10 @@ def not_deployed(path: str) -> str:
     endpoint = endpoint_of(f"/{name}")
     if endpoint is None:
         return f"Application {name!r} not found: a name has an owner and an app, owner/app"
+    near = difflib.get_close_matches(endpoint.app, list(deployed), 1)
+    meant = f"{near[0]} is deployed: did you mean that? Else write " if near else "Write "
     return (
-        f"Application {name!r} not found: nothing is deployed under this name. Write "
+        f"Application {name!r} not found: nothing is deployed under this name. {meant}"
         f'fal_gateway.deploy("{endpoint.app}", MyApp), or for an app of somebody else\'s what it '
         f'answers: fal_gateway.deploy("{name}", {{"images": []}})'
     )
