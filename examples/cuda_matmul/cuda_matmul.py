@@ -3,8 +3,6 @@
 Its kernel is compiled once for each type of GPU and shared with all runners through ``/data``.
 """
 
-from __future__ import annotations
-
 import subprocess
 
 import fal

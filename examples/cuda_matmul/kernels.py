@@ -5,8 +5,6 @@ the result in the folder that ``TORCHINDUCTOR_CACHE_DIR`` names. It needs a C co
 without one it keeps Python code.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

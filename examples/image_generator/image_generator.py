@@ -4,8 +4,6 @@ Its "model" is a colour palette and its "inference" is smooth noise in these col
 example runs in milliseconds and without a GPU. Everything around them is what a real app does.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from typing import Literal

@@ -6,8 +6,6 @@ its image does, a caller's private image is nobody else's, and a store that is d
 no answer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

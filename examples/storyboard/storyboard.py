@@ -5,8 +5,6 @@ the way is nobody's business: it is hidden from everybody but the caller and gon
 Only the board itself is there for as long as the caller has asked for.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import fal
@@ -64,11 +62,11 @@ class Storyboard(fal.App):
 
     @fal.endpoint("/")
     def draw(self, input: Script) -> Board:
+        logo = self._logo(input.logo_url)  # first of all: what follows costs money
         headers = {"X-Fal-Object-Lifecycle-Preference": PASSING}
         orders = [
             fal_client.submit(PAINTER, {"prompt": scene}, headers=headers) for scene in input.scenes
         ]
-        logo = self._logo(input.logo_url)
         board = PILImage.new("RGB", (SIZE * len(orders), SIZE), "white")
         missing = []
         for number, order in enumerate(orders):

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from storyboard import PAINTER, SIZE, Painter, Storyboard
 
 if TYPE_CHECKING:
-    from pytest_fal import CDN, Clock, Deployment, Emulator, Gateway
+    from pytest_fal import CDN, Clock, Deployment, Emulator, Gateway, WebhookReceiver
 
 APP = "tester/storyboard"
 SCENES = ["a cat wakes up", "it sees a bird", "the bird is a kite"]
@@ -97,7 +97,7 @@ def test_a_logo_is_put_into_the_corner(fal_cdn: CDN) -> None:
 
 
 def test_a_logo_may_be_gone_when_it_is_the_requests_turn(
-    storyboard: Deployment, fal_clock: Clock
+    storyboard: Deployment, painter: Deployment, fal_clock: Clock
 ) -> None:
     """A lifetime that is right on a quiet day is too short when the queue is long."""
     storyboard.hold()
@@ -112,6 +112,7 @@ def test_a_logo_may_be_gone_when_it_is_the_requests_turn(
         handle.get()
     assert caught.value.status_code == 422
     assert caught.value.message[0]["loc"] == ["body", "logo_url"]
+    assert painter.calls == [], "nothing was painted, and paid for, in vain"
 
 
 def test_the_painter_can_be_somebody_elses(fal_gateway: Gateway, painter: Deployment, fal_cdn: CDN):
@@ -129,6 +130,22 @@ def test_the_painter_can_be_somebody_elses(fal_gateway: Gateway, painter: Deploy
 def test_a_painter_that_is_down_leaves_the_board_white(painter: Deployment) -> None:
     painter.redeploy(lambda arguments: httpx.Response(500, json={"detail": "no paint"}))
     assert draw()["missing"] == [0, 1, 2]
+
+
+def test_a_client_is_told_when_its_board_is_done(fal_webhooks: WebhookReceiver) -> None:
+    handle = fal_client.submit(APP, {"scenes": SCENES}, webhook_url=fal_webhooks.url)
+    fal_webhooks.wait()
+    (webhook,) = fal_webhooks.received
+    assert (webhook.request_id, webhook.verified) == (handle.request_id, True)
+    assert webhook.payload["missing"] == []
+
+
+@pytest.mark.parametrize("app", [Painter, Storyboard])
+def test_the_apps_work_as_they_are_deployed(fal_gateway: Gateway, app: type) -> None:
+    """In processes, to which they go by pickle, as ``fal deploy`` sends them."""
+    fal_gateway.deploy("other/painter", app, isolation="process")
+    arguments = {"prompt": "a cat"} if app is Painter else {"scenes": SCENES}
+    assert fal_client.run("other/painter", arguments)
 
 
 def test_many_boards_are_drawn_at_once(painter: Deployment) -> None:

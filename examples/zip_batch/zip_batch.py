@@ -4,8 +4,6 @@ Everything happens in ``/tmp``, which lives as long as the runner: what one requ
 in the way of all that follow. So each works in a folder of its own, and removes it.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -47,7 +45,7 @@ class Archive(CompressedFile):
     """The SDK's ZIP, which by itself takes any size, sends no credentials, and is cleaned up only
     when Python gets round to it: after an exception that may be long after the request."""
 
-    def __enter__(self) -> Archive:
+    def __enter__(self) -> "Archive":
         return self
 
     def __exit__(self, *_: object) -> None:
