@@ -417,3 +417,13 @@ def test_a_download_by_the_toolkit_takes_no_memory(fal_origin: Origin) -> None:
     with memory_grows_by_less_than(60 * MEBIBYTE):
         path = download_file(URL, target_dir="/data/x")
     assert Path(path).stat().st_size == size
+
+
+def test_what_is_no_content_is_refused(fal_origin):
+    with pytest.raises(EmulatorError) as caught:
+        fal_origin.serve("https://example.com/a", object())
+    assert str(caught.value) == (
+        "serve(content=...) is bytes or text, not object. For a server of your own write a "
+        "route: fal_http.route(host=...).mock(side_effect=...); docs/webhooks.md shows one for "
+        "an ASGI app."
+    )

@@ -139,6 +139,12 @@ class Origin:
             EmulatorError: the URL or a combination of options makes no sense.
         """
         key = _key(url)
+        if not isinstance(content, (bytes, bytearray, str)):
+            raise EmulatorError(
+                f"serve(content=...) is bytes or text, not {type(content).__name__}. For a server "
+                "of your own write a route: fal_http.route(host=...).mock(side_effect=...); "
+                "docs/webhooks.md shows one for an ASGI app."
+            )
         if size is not None and (content or gzip):
             raise EmulatorError(
                 "serve(size=...) makes a synthetic body; leave out content and gzip, or size."
