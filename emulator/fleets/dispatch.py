@@ -457,10 +457,10 @@ class Dispatch:
         call.completed_at = self.clock.now()
 
         def publish() -> None:
+            self._platform.completed(call)  # who sees that it is over finds its webhook on its way
             with self.changed:
                 call.over.set()
                 self.changed.notify_all()
-            self._platform.completed(call)
 
         return Job("publish", publish, last=True)
 
