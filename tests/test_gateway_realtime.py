@@ -15,6 +15,7 @@ import fal_client
 import httpx
 import pytest
 import requests
+from fal.exceptions import AppException
 from fal_client.client import RealtimeError
 from fastapi import WebSocket
 from fastapi.responses import StreamingResponse
@@ -45,7 +46,7 @@ class Live(fal.App):
     @fal.endpoint("/")
     def answer(self, input: dict) -> dict:
         if "status" in input:
-            raise fal.exceptions.AppException("no", input["status"])
+            raise AppException("no", input["status"])
         return {"seed": input["seed"]}
 
     @fal.endpoint("/stream")

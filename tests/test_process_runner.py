@@ -402,6 +402,22 @@ def test_a_process_that_boots_on_a_stopped_clock_sees_it_from_the_start(boot, fa
     assert boot(Early).post("/").json()["at"] == pytest.approx(fal_clock.now().timestamp())
 
 
+#: As deep as all of the SDK, once a whole suite of tests has loaded it.
+deep = None
+for _ in range(700):
+    deep = [deep]
+
+
+class Deep(fal.App):
+    @fal.endpoint("/")
+    def answer(self) -> dict:
+        return {"is_there": deep is not None}
+
+
+def test_what_an_app_refers_to_may_be_deep(boot):
+    assert boot(Deep).post("/").json() == {"is_there": True}
+
+
 class Refusing(fal.App):
     """Goes by value with the SDK's exceptions, and so with its console, which has kept the time."""
 
