@@ -331,7 +331,9 @@ class SocketEnd(End):
         self._collect()
         while self._outgoing:
             try:
-                sent = self._socket.send(memoryview(self._outgoing)[:_RECEIVE_SIZE])
+                # Released before an error is looked at: TLS's traceback would hold on to it.
+                with memoryview(self._outgoing) as whole, whole[:_RECEIVE_SIZE] as part:
+                    sent = self._socket.send(part)
             except _WOULD_BLOCK:
                 return
             except OSError:
