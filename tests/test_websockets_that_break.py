@@ -4,14 +4,23 @@ Without postponed annotations: the names in them do not go along when the SDK pi
 """
 
 import asyncio
+import socket
+import struct
 
 import fal
 import pytest
 from fal.ref import get_current_app
 from fastapi import WebSocket
+from websockets.exceptions import InvalidMessage
 from websockets.sync import client as sync_client
 
 from emulator.network.relay import relay
+
+HANDSHAKE = (
+    b"GET /listen HTTP/1.1\r\nHost: runner-1.runner.fal\r\nConnection: Upgrade\r\n"
+    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 class Talker(fal.App):
@@ -38,8 +47,17 @@ class Talker(fal.App):
         try:
             while True:
                 await websocket.send_bytes(bytes(100_000))
+                await asyncio.sleep(0)  # uvicorn's send does not wait for what does not block
         except Exception as error:
             self.ended.put_nowait(type(error).__name__)
+
+    @fal.endpoint("/listen", is_websocket=True)
+    async def listen(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        message = await websocket.receive()
+        while message["type"] != "websocket.disconnect":
+            message = await websocket.receive()
+        self.ended.put_nowait(message["code"])
 
 
 async def how_it_ended():
@@ -78,8 +96,26 @@ def test_a_client_that_vanishes_with_messages_unsent_is_the_end_for_the_app(
 
 
 def test_whatever_is_raised_while_messages_are_passed_on_both_sides_are_closed(runner):
-    client, app = runner.connect("/chatter"), runner.connect("/chatter")
+    client, app = runner.connect("/listen"), runner.connect("/listen")
     client.close(4000, "enough")
     with pytest.raises(ZeroDivisionError):
         relay(client, app, lambda _passed: 1 / 0)
     assert (app.code, app.reason) == (4000, "enough")
+
+
+def test_an_answer_that_is_dropped_opens_no_websocket(runner, fal_faults):
+    fal_faults.drop(path="/listen")
+    with pytest.raises((ConnectionError, EOFError, InvalidMessage)):
+        connect(runner, "/listen")
+    assert runner.run(how_it_ended) in (1005, 1006)
+    assert (runner.state, runner.in_flight) == ("IDLE", 0)
+
+
+def test_nor_does_one_whose_client_has_reset_the_connection(runner, fal_faults):
+    gate = fal_faults.gate(path="/listen")
+    with socket.create_connection((f"{runner.name}.runner.fal", 80)) as client:
+        client.sendall(HANDSHAKE)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gate.wait()
+    gate.open()
+    assert runner.run(how_it_ended) in (1005, 1006)
