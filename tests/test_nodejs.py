@@ -135,7 +135,7 @@ def test_the_wire_speaks_no_http_2(served):
     "start",
     [
         'spawn(process.execPath, ["-e", SCRIPT], { env, stdio: "inherit" })',
-        'execFile(process.execPath, ["-e", SCRIPT], { env }, (_, text) => process.stdout.write(text))',
+        'execFile(process.execPath, ["-e", SCRIPT], { env }, (_, t) => console.log(t.trim()))',
         'process.stdout.write(spawnSync(process.execPath, ["-e", SCRIPT], { env }).stdout)',
         'process.stdout.write(execFileSync(process.execPath, ["-e", SCRIPT], { env }))',
         "process.stdout.write(execSync(`'${process.execPath}' -e '${SCRIPT}'`, { env }))",

@@ -11,6 +11,7 @@ import fal
 import pytest
 from fal.ref import get_current_app
 from fastapi import WebSocket
+from leaks import descriptors
 from websockets.exceptions import InvalidMessage
 from websockets.sync import client as sync_client
 
@@ -58,6 +59,12 @@ class Talker(fal.App):
         while message["type"] != "websocket.disconnect":
             message = await websocket.receive()
         self.ended.put_nowait(message["code"])
+
+    @fal.endpoint("/bye", is_websocket=True)
+    async def bye(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.receive_text()
+        await websocket.close(4001)
 
 
 async def how_it_ended():
@@ -119,3 +126,14 @@ def test_nor_does_one_whose_client_has_reset_the_connection(runner, fal_faults):
         gate.wait()
     gate.open()
     assert runner.run(how_it_ended) in (1005, 1006)
+
+
+def test_one_that_the_app_has_ended_and_nobody_closes_is_given_back(runner, fal_emulator):
+    before = descriptors().items()
+    opened = runner.connect("/bye")
+    with pytest.raises(TimeoutError):
+        opened.receive(0.01)
+    opened.send("go")
+    assert (opened.receive(10), opened.code) == (None, 4001)
+    fal_emulator.reset()
+    assert descriptors().items() <= before
