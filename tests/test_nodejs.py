@@ -121,6 +121,46 @@ def test_worker_threads_and_children_are_led_there_too(served):
     assert node(code) == ["hello\n", "hello"]
 
 
+def test_the_wire_speaks_no_http_2(served):
+    code = """
+    require("http2")
+      .connect("https://example.com")
+      .on("error", (error) => show(error.message));
+    """
+    assert node(code) == "Protocol error"
+
+
+@pytest.mark.parametrize("env", ["{}", "{ FOO: '1' }", "{ NODE_OPTIONS: '--no-warnings' }"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        'spawn(process.execPath, ["-e", SCRIPT], { env, stdio: "inherit" })',
+        'execFile(process.execPath, ["-e", SCRIPT], { env }, (_, t) => console.log(t.trim()))',
+        'process.stdout.write(spawnSync(process.execPath, ["-e", SCRIPT], { env }).stdout)',
+        'process.stdout.write(execFileSync(process.execPath, ["-e", SCRIPT], { env }))',
+        "process.stdout.write(execSync(`'${process.execPath}' -e '${SCRIPT}'`, { env }))",
+        "new Worker(SCRIPT, { env, eval: true })",
+    ],
+)
+def test_so_are_those_with_an_environment_of_their_own(served, start, env):
+    script = 'fetch("https://example.com/a").then(async (a) => console.log(await a.text()))'
+    done = run_node(
+        "const { spawn, execFile, spawnSync, execFileSync, execSync } = require('child_process');"
+        f"const {{ Worker }} = require('worker_threads'); const SCRIPT = `{script}`;"
+        f"const env = {env}; {start};"
+    )
+    assert (done.stdout, done.stderr) == ("hello\n", "")
+
+
+def test_the_environment_that_a_program_gives_its_child_is_kept(fal_http):
+    show = 'console.log(process.env.FOO, process.env.HOME, process.env.NODE_OPTIONS.split(" ")[0])'
+    done = run_node(
+        f"require('child_process').spawn(process.execPath, ['-e', `{show}`], "
+        "{ env: { FOO: 'a=b', NODE_OPTIONS: '--no-warnings' }, stdio: 'inherit' })"
+    )
+    assert done.stdout == "a=b undefined --no-warnings\n"
+
+
 def test_an_unknown_host_is_refused_with_the_line_to_write(fal_ledger):
     status, text = node(FETCH % "https://unknown.example/a")
     assert status == 502

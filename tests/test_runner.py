@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 import threading
@@ -98,6 +99,31 @@ def test_finalizers_of_the_apps_objects_run_in_its_own_tmp(fal_runner, fal_tmp, 
 
     fal_runner(Holding).stop()
     assert fal_data.read("finalized") == b"True"
+
+
+def test_so_they_do_when_another_app_was_booted_later_and_lives_on(fal_runner, fal_data):
+    class Holder:
+        def __del__(self):
+            pathlib.Path("/data/finalized").write_text(threading.current_thread().name)
+
+    class Holding(Uploader):
+        def setup(self):
+            self.holder = Holder()
+            self.cycle = self
+
+    runner = fal_runner(Holding)
+    fal_runner(Other)
+    runner.stop()
+    assert fal_data.read("finalized") == b"fal-runner-1"
+
+
+def test_objects_are_set_aside_until_the_last_runner_has_ended(fal_runner):
+    before = gc.get_freeze_count()
+    runners = [fal_runner(Uploader), fal_runner(Other)]
+    runners[1].stop()
+    assert gc.get_freeze_count() > before
+    runners[0].stop()
+    assert gc.get_freeze_count() == before
 
 
 def test_an_app_that_cannot_be_torn_down_does_not_keep_the_emulation_in_place(fal_emulator):

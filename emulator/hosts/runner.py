@@ -11,7 +11,7 @@ from emulator.ledger import Exchange
 from emulator.network.relay import relay
 from emulator.network.reply import json_reply
 from emulator.network.router import WouldBlock
-from emulator.network.websocket import Handshake, SocketEnd, wants
+from emulator.network.websocket import ABNORMAL, Handshake, SocketEnd, wants
 from emulator.runners.body import Body
 from emulator.runners.runner import HandshakeRefusedError, RunnerError
 
@@ -108,7 +108,7 @@ def opened(
     def serve(client: SocketEnd) -> None:
         relay(client, app, lambda passed: exchange.notes.append(str(passed)))
 
-    return handshake.accept(serve, app.subprotocol, app.headers)
+    return handshake.accept(serve, app.subprotocol, app.headers, lambda: app.close(ABNORMAL))
 
 
 def _travels(name: bytes) -> bool:

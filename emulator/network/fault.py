@@ -159,8 +159,12 @@ class Strike:
 
     def after(self, response: httpx.Response, request: httpx.Request) -> httpx.Response:
         """What happens to the answer."""
-        for fault in self._faults:
-            fault.on_response(response, request, self._exchange)
+        try:
+            for fault in self._faults:
+                fault.on_response(response, request, self._exchange)
+        except BaseException:  # nobody else gets to see it, and it may be a websocket
+            response.close()
+            raise
         if self.takes_time:
             response.extensions["fal_may_wait"] = True
         return response

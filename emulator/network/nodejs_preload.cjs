@@ -7,10 +7,12 @@
 
 "use strict";
 
+const children = require("node:child_process");
 const dns = require("node:dns");
 const fs = require("node:fs");
 const net = require("node:net");
 const tls = require("node:tls");
+const workers = require("node:worker_threads");
 
 if (!process.env.FAL_EMULATOR_WIRE) {
   throw new Error(
@@ -112,3 +114,44 @@ dns.promises.lookup = async function (name, options) {
   if (isAsked(name)) return answer(typeof options === "object" ? options : undefined);
   return remember(await lookupPromise(name, options));
 };
+
+// --- children and workers with an environment of their own ---------------------------------------
+
+const PRELOAD = `--require "${__filename.replace(/[\\"]/g, "\\$&")}"`;
+const NAMES = ["FAL_EMULATOR_WIRE", "FAL_EMULATOR_ALLOWED_HOSTS", "NODE_EXTRA_CA_CERTS"];
+const OURS = Object.fromEntries(
+  NAMES.filter((name) => name in process.env).map((name) => [name, process.env[name]]),
+);
+
+// What is started with this environment finds the emulation, too.
+function inside(env) {
+  const given = env.NODE_OPTIONS || "";
+  const options = given.includes(PRELOAD) ? given : `${given} ${PRELOAD}`.trim();
+  return { ...OURS, ...env, NODE_OPTIONS: options };
+}
+
+// SHARE_ENV is a symbol, and no env is that of this process.
+const hasEnv = (options) => typeof options?.env === "object" && options.env !== null;
+const withOurs = (options) => (hasEnv(options) ? { ...options, env: inside(options.env) } : options);
+
+workers.Worker = class Worker extends workers.Worker {
+  constructor(file, options) {
+    super(file, withOurs(options));
+  }
+};
+
+// spawn, exec, execFile and fork all end here.
+const spawn = children.ChildProcess.prototype.spawn;
+
+children.ChildProcess.prototype.spawn = function (options) {
+  if (!Array.isArray(options?.envPairs)) return spawn.call(this, options);
+  const env = Object.fromEntries(options.envPairs.map((pair) => pair.split(/=(.*)/s, 2)));
+  const envPairs = Object.entries(inside(env)).map(([name, value]) => `${name}=${value}`);
+  return spawn.call(this, { ...options, envPairs });
+};
+
+for (const name of ["spawnSync", "execSync", "execFileSync"]) {
+  const run = children[name];
+  children[name] = (...args) =>
+    run(...args.map((argument) => (Array.isArray(argument) ? argument : withOurs(argument))));
+}

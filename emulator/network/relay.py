@@ -9,6 +9,9 @@ from emulator.network.websocket import ABNORMAL, End, poll
 
 __all__ = ["Relayed", "relay"]
 
+#: So many messages pass one way before it is looked at the other.
+_AT_ONCE = 16
+
 
 @dataclass
 class Relayed:
@@ -42,28 +45,39 @@ def relay(client: End, app: End, over: Callable[[Relayed], None] = lambda _passe
         over: told how it ended, before anybody else hears of it.
     """
     passed = Relayed()
+    try:
+        ended = _pass_until_an_end(client, app, passed)
+        passed.by = "app" if ended is app else "client"
+        passed.code, passed.reason = ended.code or ABNORMAL, ended.reason
+        over(passed)
+    finally:  # whatever was raised: neither is left waiting for the other
+        try:
+            app.close(passed.code, passed.reason)
+        finally:
+            client.close(passed.code, passed.reason)
+    return passed
+
+
+def _pass_until_an_end(client: End, app: End, passed: Relayed) -> End:
+    """Pass on what comes until one of both has ended; that one."""
     while True:
         client.step()
         app.step()
         up, down = _pass(client, app), _pass(app, client)
         passed.from_client += up
         passed.from_app += down
-        if app.is_over or client.is_over:
-            break
+        if app.is_over:
+            return app
+        if client.is_over:
+            return client
         if not up and not down:
             poll(None, client, app)
-    ended = app if app.is_over else client
-    passed.by = "app" if ended is app else "client"
-    passed.code, passed.reason = ended.code or ABNORMAL, ended.reason
-    over(passed)
-    app.close(passed.code, passed.reason)
-    client.close(passed.code, passed.reason)
-    return passed
 
 
 def _pass(source: End, target: End) -> int:
+    """Pass on some of what has come, so that one who says a lot does not keep the other waiting."""
     count = 0
-    while target.has_room and (message := source.take()) is not None:
+    while count < _AT_ONCE and target.has_room and (message := source.take()) is not None:
         target.send(message)
         count += 1
     return count

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -331,7 +331,9 @@ class SocketEnd(End):
         self._collect()
         while self._outgoing:
             try:
-                sent = self._socket.send(memoryview(self._outgoing)[:_RECEIVE_SIZE])
+                # Released before an error is looked at: TLS's traceback would hold on to it.
+                with memoryview(self._outgoing) as whole, whole[:_RECEIVE_SIZE] as part:
+                    sent = self._socket.send(part)
             except _WOULD_BLOCK:
                 return
             except OSError:
@@ -394,11 +396,14 @@ class Handshake:
         serve: Callable[[SocketEnd], None],
         subprotocol: str | None = None,
         headers: list[tuple[str, str]] | None = None,
+        give_up: Callable[[], None] = lambda: None,
     ) -> httpx.Response:
         """The answer by which it is opened.
 
         Args:
             serve: called with the websocket, in the thread of its connection, which ends with it.
+            give_up: called instead if the client is gone before it has the answer, or that is
+                dropped; maybe again.
             subprotocol: of those that the client offers.
             headers: further ones.
         """
@@ -408,13 +413,31 @@ class Handshake:
             pairs.append(("Sec-WebSocket-Protocol", subprotocol))
         self._protocol.send_response(response)
         self._protocol.data_to_send()  # the wire sends it, from what is returned here
+        stream = _Unopened(give_up)
 
         def upgrade(sock: socket.socket, received: bytes) -> None:
             end = SocketEnd(sock, self._protocol, received)
             end.subprotocol = subprotocol
+            stream.is_open = True
             serve(end)
 
-        return httpx.Response(101, headers=pairs, extensions={"fal_upgrade": upgrade})
+        extensions = {"fal_upgrade": upgrade}
+        return httpx.Response(101, headers=pairs, stream=stream, extensions=extensions)
+
+
+class _Unopened(httpx.SyncByteStream):
+    """The empty body of an answer that opens a websocket, closed with it; until then it may not."""
+
+    def __init__(self, give_up: Callable[[], None]) -> None:
+        self.is_open = False
+        self._give_up = give_up
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self) -> None:
+        if not self.is_open:
+            self._give_up()
 
 
 def _head(request: httpx.Request) -> bytes:

@@ -51,6 +51,8 @@ class Supervision:
         self._checks: Appointment | None = None
         self._failed = 0
         self._underway: set[Underway] = set()
+        #: Those that may have something to give back: their tests need not close what has ended.
+        self._websockets: list[AppWebSocket] = []
         #: How many requests the runner is at work on.
         self.in_flight = 0
 
@@ -66,7 +68,7 @@ class Supervision:
         """The runner has ended."""
         if self._checks is not None:
             self._checks.cancel()
-        for one in list(self._underway):
+        for one in self._open():
             one.runner_ended()
 
     def open(self, request: httpx.Request, show: Callable[[], None]) -> httpx.Response:
@@ -111,13 +113,16 @@ class Supervision:
             self._underway.discard(opened)
             self._count(-1)
 
+        with self._lock:
+            self._websockets = [one for one in self._websockets if not one.is_released]
+            self._websockets.append(opened)
         self._underway.add(opened)
         opened.call_at_end(end)
         return opened
 
     def hang_up(self) -> None:
         """End all answers and websockets that are under way, as clients that go away do."""
-        for one in list(self._underway):
+        for one in self._open():
             one.hang_up()
 
     def check_health(self, failures: int | None) -> bool:
@@ -133,6 +138,11 @@ class Supervision:
         return False
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _open(self) -> set[Underway]:
+        """What is under way, and websockets that have ended and were not closed."""
+        with self._lock:
+            return {*self._underway, *(one for one in self._websockets if not one.is_released)}
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:

@@ -25,6 +25,10 @@ __all__ = ["ThreadRunner"]
 
 _STEPS = 10
 
+_counting = threading.Lock()
+#: How many threads of runners live that older objects are set aside for.
+_set_aside_for = 0
+
 
 class ThreadRunner(Runner):
     """Boots an app in a thread.
@@ -176,7 +180,7 @@ class ThreadRunner(Runner):
     # --- the runner's own thread -----------------------------------------------------------------
 
     def _live(self) -> None:
-        gc.freeze()  # so that collecting the app's objects later looks at nothing older
+        _set_aside()
         asyncio.set_event_loop(self._loop)
         main = self._loop.create_task(self._main())
         error: BaseException | None = None
@@ -192,7 +196,7 @@ class ThreadRunner(Runner):
             # whenever Python collects them: in another test's.
             self.app = self._asgi = None
             self._around.changed(self, "END")
-            _collect_since_boot()
+            _collect()
             for future in (self._ready, self._ended):
                 _settle(future, error)
 
@@ -256,8 +260,22 @@ def _nothing() -> None:
     return None
 
 
-def _collect_since_boot() -> None:
+def _set_aside() -> None:
+    """Have what is older than the first of the runners looked at by no collection."""
+    global _set_aside_for
+    with _counting:
+        if not _set_aside_for:
+            gc.freeze()
+        _set_aside_for += 1
+
+
+def _collect() -> None:
+    """Collect what has become garbage since the first of the runners that live was booted."""
+    global _set_aside_for
     try:
-        gc.collect()
+        gc.collect()  # without the lock: a finalizer may do anything
     finally:
-        gc.unfreeze()
+        with _counting:
+            _set_aside_for -= 1
+            if not _set_aside_for:
+                gc.unfreeze()

@@ -31,9 +31,11 @@ class AppWebSocket(End):
 
     Attributes:
         headers: those that the app added when it accepted.
+        is_released: whether it has given everything back.
     """
 
     headers: list[tuple[str, str]]
+    is_released = False
 
     def runner_ended(self) -> None:
         """The app's runner has ended; from any thread."""
@@ -133,6 +135,7 @@ class ThreadWebSocket(AppWebSocket):
 
     def release(self) -> None:
         """Give the descriptor back."""
+        self.is_released = True
         self._conduit.close()
 
     def _break(self) -> None:
@@ -266,6 +269,7 @@ class SocketWebSocket(SocketEnd, AppWebSocket):
 
     def release(self) -> None:
         """Hang up."""
+        self.is_released = True
         self._socket.close()
 
     def runner_ended(self) -> None:

@@ -1,0 +1,139 @@
+"""Websockets whose sides do not keep to the rules: one that never listens, one that vanishes.
+
+Without postponed annotations: the names in them do not go along when the SDK pickles an app.
+"""
+
+import asyncio
+import socket
+import struct
+
+import fal
+import pytest
+from fal.ref import get_current_app
+from fastapi import WebSocket
+from leaks import descriptors
+from websockets.exceptions import InvalidMessage
+from websockets.sync import client as sync_client
+
+from emulator.network.relay import relay
+
+HANDSHAKE = (
+    b"GET /listen HTTP/1.1\r\nHost: runner-1.runner.fal\r\nConnection: Upgrade\r\n"
+    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+class Talker(fal.App):
+    """Says more than it is asked for."""
+
+    def setup(self):
+        self.ended = asyncio.Queue()
+
+    @fal.endpoint("/chatter", is_websocket=True)
+    async def chatter(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        heard = asyncio.create_task(websocket.receive_text())
+        for _ in range(50_000):
+            if heard.done():
+                await websocket.close(1000, await heard)
+                return
+            await websocket.send_text("and another thing")
+            await asyncio.sleep(0)
+        heard.cancel()
+
+    @fal.endpoint("/flood", is_websocket=True)
+    async def flood(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        try:
+            while True:
+                await websocket.send_bytes(bytes(100_000))
+                await asyncio.sleep(0)  # uvicorn's send does not wait for what does not block
+        except Exception as error:
+            self.ended.put_nowait(type(error).__name__)
+
+    @fal.endpoint("/listen", is_websocket=True)
+    async def listen(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        message = await websocket.receive()
+        while message["type"] != "websocket.disconnect":
+            message = await websocket.receive()
+        self.ended.put_nowait(message["code"])
+
+    @fal.endpoint("/bye", is_websocket=True)
+    async def bye(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.receive_text()
+        await websocket.close(4001)
+
+
+async def how_it_ended():
+    return await asyncio.wait_for(get_current_app().ended.get(), 10)
+
+
+@pytest.fixture(params=["thread", "process"])
+def runner(request, fal_emulator):
+    return fal_emulator.runner(Talker, isolation=request.param)
+
+
+def connect(runner, path, scheme="ws"):
+    url = f"{scheme}://{runner.name}.runner.fal{path}"
+    return sync_client.connect(url, compression=None, max_size=None)
+
+
+def test_an_app_that_talks_all_the_time_hears_its_client(runner):
+    with connect(runner, "/chatter") as socket:
+        socket.recv()
+        socket.send("stop")
+        for _ in socket:
+            pass
+    assert (socket.protocol.close_rcvd.code, socket.protocol.close_rcvd.reason) == (1000, "stop")
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_a_client_that_vanishes_with_messages_unsent_is_the_end_for_the_app(
+    runner, fal_ledger, scheme
+):
+    with connect(runner, "/flood", scheme) as socket:
+        socket.recv()
+        socket.socket.shutdown(2)
+        assert runner.run(how_it_ended)
+    (exchange,) = fal_ledger.requests(path="/flood")
+    assert exchange.notes[0].endswith("; the client ended it without a word")
+
+
+def test_whatever_is_raised_while_messages_are_passed_on_both_sides_are_closed(runner):
+    client, app = runner.connect("/listen"), runner.connect("/listen")
+    client.close(4000, "enough")
+    with pytest.raises(ZeroDivisionError):
+        relay(client, app, lambda _passed: 1 / 0)
+    assert (app.code, app.reason) == (4000, "enough")
+
+
+def test_an_answer_that_is_dropped_opens_no_websocket(runner, fal_faults):
+    fal_faults.drop(path="/listen")
+    with pytest.raises((ConnectionError, EOFError, InvalidMessage)):
+        connect(runner, "/listen")
+    assert runner.run(how_it_ended) in (1005, 1006)
+    assert (runner.state, runner.in_flight) == ("IDLE", 0)
+
+
+def test_nor_does_one_whose_client_has_reset_the_connection(runner, fal_faults):
+    gate = fal_faults.gate(path="/listen")
+    with socket.create_connection((f"{runner.name}.runner.fal", 80)) as client:
+        client.sendall(HANDSHAKE)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gate.wait()
+    gate.open()
+    assert runner.run(how_it_ended) in (1005, 1006)
+
+
+def test_one_that_the_app_has_ended_and_nobody_closes_is_given_back(runner, fal_emulator):
+    before = descriptors().items()
+    opened = runner.connect("/bye")
+    with pytest.raises(TimeoutError):
+        opened.receive(0.01)
+    opened.send("go")
+    assert (opened.receive(10), opened.code) == (None, 4001)
+    fal_emulator.reset()
+    assert descriptors().items() <= before
