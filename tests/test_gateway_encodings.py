@@ -18,7 +18,7 @@ KEY = {"Authorization": "Key id:secret"}
 class Echo(fal.App):
     @fal.endpoint("/items/{name}")
     def item(self, name: str, request: Request) -> dict:
-        return {"name": name, "query": request.url.query}
+        return {"name": name, "query": request.scope["query_string"].decode()}
 
     @fal.endpoint("/header")
     def header(self, request: Request) -> Response:
