@@ -53,6 +53,11 @@ class Exchange:
     #: What the emulator has to say about it: a fault that struck, an unknown lifecycle key.
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def wants_websocket(self) -> bool:
+        """Whether the request asks for a websocket."""
+        return self.request_headers.get("upgrade", "").lower() == "websocket"
+
     def __repr__(self) -> str:
         by = f" by {self.runner}" if self.runner else ""
         return f"<#{self.number} {self.method} {self.url}: {self.status or 'no answer'}{by}>"

@@ -12,7 +12,7 @@ import pytest
 from fal.ref import get_current_app
 from fastapi import WebSocket
 from leaks import descriptors
-from websockets.exceptions import InvalidMessage
+from websockets.exceptions import ConnectionClosedError, InvalidMessage
 from websockets.sync import client as sync_client
 
 from emulator.network.relay import relay
@@ -112,8 +112,9 @@ def test_whatever_is_raised_while_messages_are_passed_on_both_sides_are_closed(r
 
 def test_an_answer_that_is_dropped_opens_no_websocket(runner, fal_faults):
     fal_faults.drop(path="/listen")
-    with pytest.raises((ConnectionError, EOFError, InvalidMessage)):
-        connect(runner, "/listen")
+    broken = pytest.raises((ConnectionError, EOFError, InvalidMessage))
+    with broken, connect(runner, "/listen"):
+        pass
     assert runner.run(how_it_ended) in (1005, 1006)
     assert (runner.state, runner.in_flight) == ("IDLE", 0)
 
@@ -137,3 +138,31 @@ def test_one_that_the_app_has_ended_and_nobody_closes_is_given_back(runner, fal_
     assert (opened.receive(10), opened.code) == (None, 4001)
     fal_emulator.reset()
     assert descriptors().items() <= before
+
+
+def test_faults_of_a_body_strike_no_websocket(runner, fal_faults):
+    faults = [
+        fal_faults.drop(after=1, optional=True),
+        fal_faults.drop(after="body", optional=True),
+        fal_faults.truncate(optional=True),
+        fal_faults.corrupt(optional=True),
+        fal_faults.slow(bytes_per_second=1, optional=True),
+        fal_faults.timeout(after=1, optional=True),
+        fal_faults.gate(after=1, optional=True),
+        fal_faults.kill_runner(after=1, optional=True),
+        fal_faults.content_length(7, optional=True),
+    ]
+    with connect(runner, "/bye") as socket:
+        socket.send("go")
+        with pytest.raises(ConnectionClosedError):
+            socket.recv()
+    assert [fault.count for fault in faults] == [0] * 9
+
+
+def test_a_delay_strikes_one_as_it_is_opened(runner, fal_faults, fal_clock):
+    fal_clock.freeze()
+    start = fal_clock.now()
+    slow = fal_faults.slow(30, bytes_per_second=1, path="/bye")
+    with connect(runner, "/bye"):
+        pass
+    assert (slow.count, (fal_clock.now() - start).total_seconds()) == (1, 30)
