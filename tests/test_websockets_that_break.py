@@ -4,6 +4,7 @@ Without postponed annotations: the names in them do not go along when the SDK pi
 """
 
 import asyncio
+import json
 import socket
 import struct
 
@@ -65,6 +66,18 @@ class Talker(fal.App):
         await websocket.accept()
         await websocket.receive_text()
         await websocket.close(4001)
+
+    @fal.endpoint("/later", is_websocket=True)
+    async def later(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        self.go = asyncio.Event()
+        await self.go.wait()
+        sizes = [len(await websocket.receive_text()) for _ in range(200)]
+        await websocket.send_json(sizes)
+
+
+async def let_go():
+    get_current_app().go.set()
 
 
 async def how_it_ended():
@@ -166,3 +179,36 @@ def test_a_delay_strikes_one_as_it_is_opened(runner, fal_faults, fal_clock):
     with connect(runner, "/bye"):
         pass
     assert (slow.count, (fal_clock.now() - start).total_seconds()) == (1, 30)
+
+
+def test_a_message_of_more_than_16_mib_is_the_end(runner):
+    opened = runner.connect("/listen")
+    opened.send(bytes(16 * 1024 * 1024 + 1))
+    assert runner.run(how_it_ended) == 1009
+    opened.close()
+
+
+def test_one_of_16_mib_is_not(runner):
+    opened = runner.connect("/listen")
+    opened.send(bytes(16 * 1024 * 1024))
+    opened.close(4000)
+    assert runner.run(how_it_ended) == 4000
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 32), (300_000, 4)])
+def test_an_app_that_does_not_receive_is_sent_no_more(fal_runner, size, most):
+    opened = fal_runner(Talker).connect("/later")
+    sent = 0
+    while opened.has_room:
+        opened.send(bytes(size))
+        sent += 1
+    assert sent == most
+    opened.close()
+
+
+def test_what_is_held_back_comes_once_the_app_receives(runner):
+    with connect(runner, "/later") as socket:
+        for _ in range(200):
+            socket.send("x" * 10_000)
+        runner.run(let_go)
+        assert socket.recv() == json.dumps([10_000] * 200, separators=(",", ":"))
