@@ -15,10 +15,16 @@ __all__ = ["Event", "Exchange", "Ledger", "masked"]
 _SECRET_HEADERS = frozenset(
     {
         *("authorization", "proxy-authorization", "cookie", "set-cookie", "x-fal-cdn-token"),
-        *("x-api-key", "x-app-fal-upload-policy"),  # which has signatures
+        *("x-api-key", "x-auth-token", "x-fal-webhook-signature"),
+        "x-app-fal-upload-policy",  # which has signatures
     }
 )
-_SECRET_PARAMETERS = ("token", "signature", "identity", "key", "secret", "credential", "jwt")
+_SECRET_PARAMETERS = (
+    *("token", "signature", "identity", "key", "secret", "credential", "jwt"),
+    *("password", "passwd", "pwd"),
+)
+#: As a whole name only: ``author`` is none.
+_SECRET_NAMES = ("auth", "authorization")
 
 
 @dataclass(eq=False, repr=False)
@@ -52,6 +58,11 @@ class Exchange:
     bytes_sent: int = 0
     #: What the emulator has to say about it: a fault that struck, an unknown lifecycle key.
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def wants_websocket(self) -> bool:
+        """Whether the request asks for a websocket."""
+        return self.request_headers.get("upgrade", "").lower() == "websocket"
 
     def __repr__(self) -> str:
         by = f" by {self.runner}" if self.runner else ""
@@ -203,11 +214,7 @@ def matches_path(pattern: str, path: str) -> bool:
 
 def masked(url: str) -> str:
     """A URL without credentials, and without the fragment, which is never sent."""
-    address, _, query = url.partition("#")[0].partition("?")
-    scheme, separator, rest = address.partition("://")
-    if separator:
-        authority, slash, path = rest.partition("/")
-        address = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    address, _, query = _without_user(url.partition("#")[0]).partition("?")
     return f"{address}?{_redact_query(query)}" if query else address
 
 
@@ -226,13 +233,30 @@ def _redact_query(query: str) -> str:
 
 
 def _redact_parameter(part: str) -> str:
-    name, separator, _ = part.partition("=")
-    if separator and any(word in name.lower() for word in _SECRET_PARAMETERS):
+    name, separator, value = part.partition("=")
+    if separator and _is_secret(name.lower()):
         return f"{name}=***"
-    if "%3F" in part.upper():  # a URL in a parameter, with a query of its own
-        address, _, query = urllib.parse.unquote(part).partition("?")
-        return urllib.parse.quote(f"{address}?{_redact_query(query)}", safe="=*")
-    return part
+    if "%3F" not in part.upper() and "://" not in urllib.parse.unquote(value):
+        return part
+    # A URL in a parameter, maybe with a user and a query of its own.
+    plain = urllib.parse.unquote(part)
+    address, mark, query = _without_user(plain).partition("?")
+    if f"{address}{mark}{query}" == plain and not query:
+        return part
+    return urllib.parse.quote(f"{address}{mark}{_redact_query(query)}", safe="=*")
+
+
+def _is_secret(name: str) -> bool:
+    return name in _SECRET_NAMES or any(word in name for word in _SECRET_PARAMETERS)
+
+
+def _without_user(url: str) -> str:
+    """A URL whose authority names nobody."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    end = next((at for at, sign in enumerate(rest) if sign in "/?#"), len(rest))
+    return f"{scheme}://{rest[:end].rpartition('@')[2]}{rest[end:]}"
 
 
 def _split(address: str) -> tuple[str, str]:

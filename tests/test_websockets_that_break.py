@@ -4,6 +4,7 @@ Without postponed annotations: the names in them do not go along when the SDK pi
 """
 
 import asyncio
+import json
 import socket
 import struct
 
@@ -12,7 +13,7 @@ import pytest
 from fal.ref import get_current_app
 from fastapi import WebSocket
 from leaks import descriptors
-from websockets.exceptions import InvalidMessage
+from websockets.exceptions import ConnectionClosedError, InvalidMessage
 from websockets.sync import client as sync_client
 
 from emulator.network.relay import relay
@@ -66,6 +67,18 @@ class Talker(fal.App):
         await websocket.receive_text()
         await websocket.close(4001)
 
+    @fal.endpoint("/later", is_websocket=True)
+    async def later(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        self.go = asyncio.Event()
+        await self.go.wait()
+        sizes = [len(await websocket.receive_text()) for _ in range(200)]
+        await websocket.send_json(sizes)
+
+
+async def let_go():
+    get_current_app().go.set()
+
 
 async def how_it_ended():
     return await asyncio.wait_for(get_current_app().ended.get(), 10)
@@ -112,8 +125,9 @@ def test_whatever_is_raised_while_messages_are_passed_on_both_sides_are_closed(r
 
 def test_an_answer_that_is_dropped_opens_no_websocket(runner, fal_faults):
     fal_faults.drop(path="/listen")
-    with pytest.raises((ConnectionError, EOFError, InvalidMessage)):
-        connect(runner, "/listen")
+    broken = pytest.raises((ConnectionError, EOFError, InvalidMessage))
+    with broken, connect(runner, "/listen"):
+        pass
     assert runner.run(how_it_ended) in (1005, 1006)
     assert (runner.state, runner.in_flight) == ("IDLE", 0)
 
@@ -137,3 +151,64 @@ def test_one_that_the_app_has_ended_and_nobody_closes_is_given_back(runner, fal_
     assert (opened.receive(10), opened.code) == (None, 4001)
     fal_emulator.reset()
     assert descriptors().items() <= before
+
+
+def test_faults_of_a_body_strike_no_websocket(runner, fal_faults):
+    faults = [
+        fal_faults.drop(after=1, optional=True),
+        fal_faults.drop(after="body", optional=True),
+        fal_faults.truncate(optional=True),
+        fal_faults.corrupt(optional=True),
+        fal_faults.slow(bytes_per_second=1, optional=True),
+        fal_faults.timeout(after=1, optional=True),
+        fal_faults.gate(after=1, optional=True),
+        fal_faults.kill_runner(after=1, optional=True),
+        fal_faults.content_length(7, optional=True),
+    ]
+    with connect(runner, "/bye") as socket:
+        socket.send("go")
+        with pytest.raises(ConnectionClosedError):
+            socket.recv()
+    assert [fault.count for fault in faults] == [0] * 9
+
+
+def test_a_delay_strikes_one_as_it_is_opened(runner, fal_faults, fal_clock):
+    fal_clock.freeze()
+    start = fal_clock.now()
+    slow = fal_faults.slow(30, bytes_per_second=1, path="/bye")
+    with connect(runner, "/bye"):
+        pass
+    assert (slow.count, (fal_clock.now() - start).total_seconds()) == (1, 30)
+
+
+def test_a_message_of_more_than_16_mib_is_the_end(runner):
+    opened = runner.connect("/listen")
+    opened.send(bytes(16 * 1024 * 1024 + 1))
+    assert runner.run(how_it_ended) == 1009
+    opened.close()
+
+
+def test_one_of_16_mib_is_not(runner):
+    opened = runner.connect("/listen")
+    opened.send(bytes(16 * 1024 * 1024))
+    opened.close(4000)
+    assert runner.run(how_it_ended) == 4000
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 32), (300_000, 4)])
+def test_an_app_that_does_not_receive_is_sent_no_more(fal_runner, size, most):
+    opened = fal_runner(Talker).connect("/later")
+    sent = 0
+    while opened.has_room:
+        opened.send(bytes(size))
+        sent += 1
+    assert sent == most
+    opened.close()
+
+
+def test_what_is_held_back_comes_once_the_app_receives(runner):
+    with connect(runner, "/later") as socket:
+        for _ in range(200):
+            socket.send("x" * 10_000)
+        runner.run(let_go)
+        assert socket.recv() == json.dumps([10_000] * 200, separators=(",", ":"))

@@ -42,6 +42,8 @@ class Fault:
     ends: bool = False
     #: Whether it takes time, and goes together with any other.
     delays: bool = False
+    #: Whether it is of an answer's body, so that it strikes no websocket, which has none.
+    of_body: bool = False
     #: What is raised at its stage, if that is not the exchange.
     error: Callable[[], OSError] = field(default=bodies.reset, repr=False)
     on_request: Callable[[httpx.Request, Exchange], httpx.Response | None] = field(
@@ -214,7 +216,9 @@ class Strikes:
             fitting = [
                 fault
                 for fault in self._faults
-                if _is_of_exchange(fault) and fault.which.fits(exchange)
+                if _is_of_exchange(fault)
+                and fault.which.fits(exchange)
+                and not (fault.of_body and exchange.wants_websocket)
             ]
             hit = _together(_due(fitting))
             for fault in hit:

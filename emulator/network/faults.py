@@ -122,7 +122,9 @@ class Faults(Strikes):
             hasten = request.extensions.get("fal_hasten", lambda: None)
             _change(response, lambda chunks: bodies.stalled(chunks, count, hasten))
 
-        return self._add(Fault(f"timed out after {count} bytes", chosen, on_response=stall))
+        fault = Fault(f"timed out after {count} bytes", chosen, of_body=count > 0)
+        fault.on_response = stall
+        return self._add(fault)
 
     # --- connecting ------------------------------------------------------------------------------
 
@@ -227,6 +229,7 @@ class Faults(Strikes):
             fault.ends = True
         else:
             fault.on_response = cut_response
+            fault.of_body = count != 0
         return self._add(fault)
 
     def truncate(self, after: int = 0, **which: Unpack[Matchers]) -> Fault:
@@ -239,7 +242,9 @@ class Faults(Strikes):
         def cut(response: httpx.Response, _: httpx.Request, __: Exchange) -> None:
             _change(response, lambda chunks: bodies.truncated(chunks, count))
 
-        return self._add(Fault(f"truncated after {count} bytes", Which.of(which), on_response=cut))
+        fault = Fault(f"truncated after {count} bytes", Which.of(which), of_body=True)
+        fault.on_response = cut
+        return self._add(fault)
 
     # --- the end of a runner ---------------------------------------------------------------------
 
@@ -305,6 +310,7 @@ class Faults(Strikes):
             fault.on_request = before
         else:
             fault.on_response = after_it
+            fault.of_body = count != 0
         return self._add(fault)
 
     def end(self) -> None:
@@ -358,6 +364,7 @@ class Faults(Strikes):
                 _change(response, slowly)
 
         fault.on_request, fault.on_response = before, after
+        fault.of_body = not delay and not is_request
         return self._add(fault)
 
     def gate(self, after: int = 0, of: Side = "response", **which: Unpack[Matchers]) -> Gate:
@@ -392,6 +399,7 @@ class Faults(Strikes):
             gate.on_request = before
         else:
             gate.on_response = after_it
+            gate.of_body = count != 0
         self._add(gate)
         return gate
 
@@ -409,6 +417,7 @@ class Faults(Strikes):
             fault.on_request = before
         else:
             fault.on_response = after
+            fault.of_body = True
         return self._add(fault)
 
     def content_length(self, length: int | None, **which: Unpack[Matchers]) -> Fault:
@@ -433,7 +442,7 @@ class Faults(Strikes):
             if request.method != "HEAD":
                 _change(response, lambda chunks: bodies.exactly(chunks, length))
 
-        return self._add(Fault(what, Which.of(which), on_response=lie))
+        return self._add(Fault(what, Which.of(which), of_body=True, on_response=lie))
 
     def _add(self, fault: Fault) -> Fault:
         fault.place = _place()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+from collections import deque
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,11 @@ from emulator.runners.conduit import Conduit
 __all__ = ["AppWebSocket", "SocketWebSocket", "ThreadWebSocket", "subprotocols_of"]
 
 _RECEIVE_SIZE = 65_536
+#: A larger message ends the connection, as uvicorn has it (``ws_max_size``).
+_MESSAGE_LIMIT = 16 * 1024 * 1024
+_TOO_BIG = 1009
+#: So many messages, and so many bytes, wait for the app before no more is read of its client.
+_WAITING_MESSAGES, _WAITING_BYTES = 32, 1024 * 1024
 Message = MutableMapping[str, Any]
 #: What is of the handshake, not of the request.
 _OF_THE_HANDSHAKE = frozenset(
@@ -83,6 +89,7 @@ class ThreadWebSocket(AppWebSocket):
         self._has_ended = ended
         self._conduit: Conduit[str | bytes] = Conduit(loop)
         self._to_app: asyncio.Queue[Message] = asyncio.Queue()
+        self._waiting: deque[int] = deque()  # the sizes of messages that the app has not received
         self._answered = self._done = self._gone = False
         self._denial: tuple[int, list[tuple[bytes, bytes]], bytes] | None = None
         self.headers = []
@@ -124,9 +131,30 @@ class ThreadWebSocket(AppWebSocket):
 
     def send(self, message: str | bytes) -> None:
         """Send a message to the app."""
-        if self.code is None:
-            kind = "text" if isinstance(message, str) else "bytes"
-            self._tell_app({"type": "websocket.receive", kind: message})
+        if self.code is not None:
+            return
+        kind, size = "bytes", len(message)
+        if isinstance(message, str):
+            kind, size = "text", len(message.encode())
+        if size > _MESSAGE_LIMIT:
+            self._refuse_message(size)
+            return
+        with self._conduit.changed:
+            self._waiting.append(size)
+        self._tell_app({"type": "websocket.receive", kind: message})
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the app keeps up with what it is sent."""
+        with self._conduit.changed:
+            few = len(self._waiting) < _WAITING_MESSAGES
+            return few and sum(self._waiting) < _WAITING_BYTES
+
+    def _refuse_message(self, size: int) -> None:
+        reason = f"frame with {size} bytes exceeds limit of {_MESSAGE_LIMIT} bytes"
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._disconnect, _TOO_BIG, reason)
+        self._ends_by_app(_TOO_BIG, reason)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """End it."""
@@ -166,7 +194,7 @@ class ThreadWebSocket(AppWebSocket):
 
     def _start(self) -> None:
         self._to_app.put_nowait({"type": "websocket.connect"})
-        call = self._app(self._scope(), self._to_app.get, self._send)
+        call = self._app(self._scope(), self._receive, self._send)
         task = self._loop.create_task(call, name=f"websocket {self._request.url.path}")
         task.add_done_callback(self._ended)
 
@@ -179,6 +207,14 @@ class ThreadWebSocket(AppWebSocket):
             "subprotocols": subprotocols_of(self._request),
             "extensions": {"websocket.http.response": {}},
         }
+
+    async def _receive(self) -> Message:
+        message = await self._to_app.get()
+        if message["type"] == "websocket.receive":
+            with self._conduit.changed:
+                self._waiting.popleft()
+                self._conduit.tell()  # who waits for room
+        return message
 
     async def _send(self, message: Message) -> None:
         kind = message["type"]
