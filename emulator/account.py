@@ -256,8 +256,7 @@ class Emulator:
     def come_to_rest(self) -> None:
         """Give what goes on by itself a moment to come to its end, unless a gate holds something.
 
-        Between the phases of a test its output is read, from streams that must not be written to
-        meanwhile: Python before 3.12.4 crashes of that.
+        Between a test's phases nobody may write to its output: Python before 3.12.4 crashes of it.
         """
         if self.active:
             self._gateway.come_to_rest(unless=lambda: self.faults.holds)
