@@ -197,7 +197,7 @@ class Ledger:
             for exchange in self.exchanges
             for note in exchange.notes
         ]
-        kinds = ("lifecycle", "refused")
+        kinds = ("lifecycle", "refused", "error")
         return noted + [f"{one.kind}: {one.text}" for one in self.events if one.kind in kinds]
 
 

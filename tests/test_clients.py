@@ -517,3 +517,14 @@ def test_a_fragment_is_not_sent(fal_http, fal_ledger, client):
     fal_http.get(URL).respond(content=b"x")
     assert client(f"{URL}#part-2") == b"x"
     assert fal_ledger.exchanges[0].url == URL
+
+
+def test_an_error_in_answering_a_socket_is_told(fal_http, fal_ledger):
+    def fail(request):
+        raise ValueError("no such file")
+
+    fal_http.route(host="example.com").mock(side_effect=fail)
+    assert requests.get("https://example.com/a").status_code == 500
+    (problem,) = [one for one in fal_ledger.problems if one.startswith("error: ")]
+    assert problem.startswith(f"error: ValueError('no such file') at {__file__}:")
+    assert problem.endswith(", while a client over a socket was answered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
@@ -24,7 +25,7 @@ from emulator.network.urllib_entrance import UrllibEntrance
 from emulator.network.wire import Abort, Stall, Wire
 
 if TYPE_CHECKING:
-    from emulator.ledger import Exchange
+    from emulator.ledger import Exchange, Ledger
     from emulator.network.router import Router
     from emulator.network.trust import Authority
     from emulator.settings import Settings
@@ -68,6 +69,7 @@ class Network:
         self.router = router
         self.wire = Wire(self._answer_wire, authority)
         self.api_socket = UnixServer(self._answer_wire, NODE, callers.number_here)
+        self.wire.errors = _Told(router.ledger)
         self._callers = callers
         self._settings = settings
         self.resolver = Resolver(
@@ -187,6 +189,20 @@ def _not_from_here(request: httpx.Request) -> str:
         f"{request.method} {request.url}: a route of fal_http lets it through, of which programs "
         f'in Node know nothing. Write @pytest.mark.fal(allow_hosts=["{host}"]).'
     )
+
+
+class _Told(list[BaseException]):
+    """What went wrong in answering clients behind a socket; the ledger is told at once."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def append(self, error: BaseException) -> None:
+        super().append(error)
+        place = traceback.extract_tb(error.__traceback__)[-1:]
+        where = "".join(f" at {one.filename}:{one.lineno}" for one in place)
+        self._ledger.event("error", f"{error!r}{where}, while a client over a socket was answered")
 
 
 def _aborting(stream: Iterator[bytes]) -> Iterator[bytes]:
