@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import new_event_loop
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from io import StringIO
 
 import fal_client
@@ -25,10 +25,10 @@ def measure(quick: bool) -> Table:
     """Compare."""
     rounds, times = (10, 10) if quick else (40, 25)
     table = Table("A request through the queue", EXPLANATION)
-    with Emulator() as emulator, redirect_stdout(StringIO()):
+    with Emulator() as emulator, redirect_stdout(StringIO()), closing(new_event_loop()) as loop:
         deployment = emulator.gateway.deploy("tester/echo", Echo, min_concurrency=1)
         runner = deployment.runners[0]
-        client = fal_client.SyncClient()
+        client, asynchronous = fal_client.SyncClient(), fal_client.AsyncClient()
 
         def own() -> float:
             return seconds_of(lambda: runner.post("/").raise_for_status(), times)
@@ -37,7 +37,9 @@ def measure(quick: bool) -> Table:
             "run": lambda: client.run("tester/echo", {}),
             "submit and get": lambda: client.submit("tester/echo", {}).get(),
             "subscribe": lambda: client.subscribe("tester/echo", {}, on_queue_update=_ignore),
-            "subscribe, async": lambda: asyncio.run(_subscribe()),
+            "subscribe, async": lambda: loop.run_until_complete(
+                asynchronous.subscribe("tester/echo", {})
+            ),
         }
         for what, action in sides.items():
             ours, app = in_turn(rounds, _seconds(action, times), own)
@@ -54,10 +56,6 @@ def _seconds(action: Callable[[], object], times: int) -> Callable[[], float]:
 
 def _ignore(status: fal_client.Status) -> None:
     """Take an update."""
-
-
-async def _subscribe() -> None:
-    await fal_client.AsyncClient().subscribe("tester/echo", {})
 
 
 def _eight(client: fal_client.SyncClient) -> None:
