@@ -934,6 +934,7 @@ def test_a_reader_that_nobody_releases_gets_an_error(boot, fal_clock, fal_ledger
     with pytest.raises(OSError) as failed:
         elsewhere.run(FILE.read_bytes)
     assert failed.value.errno == errno.EIO
+    fal_clock.advance(0)  # which asks the process that serves /data: it has told all by then
     arrival = fal_clock.now() + (EVERYWHERE - LISTED) * SECOND
     assert fal_ledger.events[-1].text == (
         "runner-2 (server b, eu-west) got EIO for /data/a.bin: in 0.05 s of real time nobody moved "
