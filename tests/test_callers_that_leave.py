@@ -15,6 +15,8 @@ import pytest
 import requests
 from fastapi.responses import StreamingResponse
 
+from emulator.fleets import waiting
+
 APP = "tester/app"
 GATE = "https://example.com/gate"
 KEY = {"Authorization": "Key id:secret"}
@@ -49,7 +51,7 @@ class Streaming(fal.App):
 
     @fal.endpoint("/itself")
     def itself(self, input: dict) -> dict:
-        return fal_client.run(APP, {}, timeout=3, start_timeout=1000)
+        return fal_client.run(APP, {}, timeout=input.get("timeout", 3), start_timeout=1000)
 
     def events(self, pause: float) -> Iterator[str]:
         for number in range(3):
@@ -129,6 +131,15 @@ def test_an_app_that_waits_for_itself_gets_its_time_out_on_a_stopped_clock(app, 
     with pytest.raises(fal_client.FalClientHTTPError) as caught:
         fal_client.run(APP, {}, path="/itself")
     assert caught.value.status_code == 500
+
+
+def test_an_app_that_waits_for_itself_for_ever_is_told(app, fal_clock, monkeypatch):
+    monkeypatch.setattr(waiting, "_FOR_EVER", 0.2)
+    fal_clock.freeze()
+    with pytest.raises(fal_client.FalClientHTTPError):
+        fal_client.run(APP, {"timeout": None}, path="/itself")
+    said = "call-2 waits for a free runner of tester/app, and runner-1 had none of its requests end"
+    assert said in app.runners[0].output or said in repr(app.calls[0].response.content)
 
 
 # --- between the pieces ---------------------------------------------------------------------------

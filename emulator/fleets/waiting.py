@@ -136,12 +136,13 @@ def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Respo
         while not _is_answered(call):
             _come_closer(dispatch, call, caller)
             caller.check()
-            if call.turn is None:
-                _move_on_from_a_standstill(dispatch, call, caller, _real_seconds() - since)
+            if call.attempts or dispatch.fleet.is_booting:
+                since = _real_seconds()
+            _move_on_from_a_standstill(dispatch, call, caller, _real_seconds() - since)
             _raise_if_broken(dispatch)
             dispatch.clock.keep_appointments()
         caller.check()
-    except OSError:
+    except BaseException:  # whatever it is, nobody waits for the answer any more
         if not caller.has_told:
             dispatch.cancel(call, "client_disconnected")
         dispatch.leave(call)
