@@ -74,7 +74,7 @@ def pickle_app(app: Any, sender: Sender) -> bytes:
 
     options = dict(app.host_kwargs)
     try:
-        with by_value(app), _room_to_recur():
+        with by_value(app):
             serve = load_app_module().wrap_app(app).func
             # The copy of the SDK that goes along knows no app yet, whatever runs here.
             return sender.dumps(serve, without=sys.modules["fal.ref"].current_app)
@@ -86,22 +86,6 @@ def pickle_app(app: Any, sender: Sender) -> bytes:
         ) from error
     finally:
         app.host_kwargs = options  # wrap_app of fal < 1.81.4 changes them
-
-
-@contextmanager
-def _room_to_recur() -> Iterator[None]:
-    """Let a pickle go deep: an app that names ``fal`` brings all of it that is loaded by now."""
-    with _recurring:
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, _DEPTH))
-        try:
-            yield
-        finally:
-            sys.setrecursionlimit(limit)
-
-
-_recurring = threading.Lock()
-_DEPTH = 5000
 
 
 def load_app(app: bytes | tuple[str, str]) -> Callable[[], Any]:

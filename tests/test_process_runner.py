@@ -402,33 +402,26 @@ def test_a_process_that_boots_on_a_stopped_clock_sees_it_from_the_start(boot, fa
     assert boot(Early).post("/").json()["at"] == pytest.approx(fal_clock.now().timestamp())
 
 
-#: As deep as all of the SDK, once a whole suite of tests has loaded it.
-deep = None
-for _ in range(700):
-    deep = [deep]
+def test_an_app_that_refers_to_the_sdks_console_boots_on_a_stopped_clock(pytester):
+    """It goes by value with what it names of the SDK, whose console has kept the real time.
 
+    In a process of its own: with all of the SDK loaded, such an app cannot be pickled at all.
+    """
+    pytester.makepyfile(
+        """
+        import fal
 
-class Deep(fal.App):
-    @fal.endpoint("/")
-    def answer(self) -> dict:
-        return {"is_there": deep is not None}
+        class Refusing(fal.App):
+            @fal.endpoint("/")
+            def refuse(self) -> dict:
+                raise fal.exceptions.AppException("no", 418)
 
-
-def test_what_an_app_refers_to_may_be_deep(boot):
-    assert boot(Deep).post("/").json() == {"is_there": True}
-
-
-class Refusing(fal.App):
-    """Goes by value with the SDK's exceptions, and so with its console, which has kept the time."""
-
-    @fal.endpoint("/")
-    def refuse(self) -> dict:
-        raise fal.exceptions.AppException("no", 418)
-
-
-def test_an_app_that_refers_to_the_sdks_console_boots_on_a_stopped_clock(boot, fal_clock):
-    fal_clock.freeze()
-    assert boot(Refusing).post("/").status_code == 418
+        def test_it(fal_runner, fal_clock):
+            fal_clock.freeze()
+            assert fal_runner(Refusing, isolation="process").post("/").status_code == 418
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
 def test_a_sleep_in_a_process_moves_the_stopped_clock(boot, fal_clock):
