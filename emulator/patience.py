@@ -12,7 +12,7 @@ from emulator.file_times import real_now
 if TYPE_CHECKING:
     from emulator.clock import Clock
 
-__all__ = ["wait_until"]
+__all__ = ["real_seconds", "wait_until"]
 
 #: Real seconds that other threads get to finish what they do while the clock stands still.
 ON_A_STOPPED_CLOCK = 0.25
@@ -53,9 +53,9 @@ def wait_until(
             if done():
                 return True
             if left > 0:
-                begun = _real_seconds()
+                begun = real_seconds()
                 changed.wait(min(left, CHECK_SECONDS))
-                left -= _real_seconds() - begun  # it is notified of other things, too
+                left -= real_seconds() - begun  # it is notified of other things, too
         if left <= 0:
             break
         check()
@@ -65,5 +65,6 @@ def wait_until(
     return done()
 
 
-def _real_seconds() -> float:
+def real_seconds() -> float:
+    """The machine's own time, whatever the clock says."""
     return real_now() / 1e9

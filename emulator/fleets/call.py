@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from emulator.fleets import waiting
@@ -177,6 +177,12 @@ class Call:
         """Whether nothing goes on: it waits for a queue to be released, or for the clock."""
         return waiting.waits_for_the_test(self._dispatch, self)
 
+    def has_been_over_for(self, span: timedelta | None) -> bool:
+        """Whether it was COMPLETED so long ago; None: that is never long enough."""
+        if span is None or self.completed_at is None:
+            return False
+        return self._dispatch.clock.now() >= self.completed_at + span
+
     @property
     def payloads(self) -> Payloads | None:
         """What the platform keeps of it [§1.15]; None: nothing.
@@ -184,7 +190,8 @@ class Call:
         ``X-Fal-Store-IO: 0`` keeps it from being stored, a deletion and
         ``Settings.payload_retention`` end it. The result can be fetched regardless of the former.
         """
-        if self.deleted or not self.stores_payloads or self._dispatch.is_over(self.completed_at):
+        is_old = self.has_been_over_for(self._dispatch.payload_retention)
+        if self.deleted or not self.stores_payloads or is_old:
             return None
         is_whole = self.response is not None and not self.is_under_way
         return Payloads(self.body, self.response.content if is_whole and self.response else None)

@@ -72,12 +72,10 @@ class Dispatch:
         self.history.append(f"{self.clock.now():%H:%M:%S} {text}")
         self._platform.note(f"{self.name}: {text}")
 
-    def is_over(self, completed_at: datetime | None) -> bool:
-        """Whether what is kept of a request that ended then is not kept any more."""
-        retention = self._platform.payload_retention
-        if completed_at is None or retention is None:
-            return False
-        return self.clock.now() >= completed_at + retention
+    @property
+    def payload_retention(self) -> timedelta | None:
+        """How long the JSON of requests is kept; None: for ever."""
+        return self._platform.payload_retention
 
     # --- going on --------------------------------------------------------------------------------
 

@@ -138,14 +138,8 @@ class Gateway:
         Raises:
             EmulatorError: the name, the app or an option makes no sense; says what to write.
         """
-        if not isinstance(name, str):
-            raise EmulatorError(
-                f"deploy() was given {name!r} as a name. Write the name first: "
-                f'deploy("{self._settings().nickname}/my-app", MyApp).'
-            )
         code = code_of(name, app)
-        is_app = not issubclass(code, SomebodyElses)
-        self._check(name, code, is_app)
+        self._check(name, code)
         settings = self._settings()
         account = {
             "max_concurrency": settings.max_concurrency,
@@ -157,15 +151,13 @@ class Gateway:
         if settings.exploration_seed is not None and self.chance is None:
             self.explore(settings.exploration_seed)
 
+        secrets = {**(_names_of(name) if isolation == "process" else {}), **(env or {})}
+
         def boot(code: type, runner: str, options: Scaling) -> Server:
             if issubclass(code, SomebodyElses):
-                log = Log(self.clock.now)
-                background, fail = self.in_background, self._crew.errors.append
-                return StandIn(runner, code.answer, log, background, self.is_in_an_app, fail)
+                return self._stand_in(code, runner)
             limits = options.limits(self._settings().termination_grace_period)
-            own = _names_of(name) if isolation == "process" else {}
-            given = {**own, **(env or {})}
-            return self._runners().boot_as(runner, code, isolation, gpu, given, load, limits)
+            return self._runners().boot_as(runner, code, isolation, gpu, secrets, load, limits)
 
         dispatch = Dispatch(name, code, options, self, boot)
         dispatch.on_output = on_output
@@ -178,6 +170,10 @@ class Gateway:
         if wait:
             deployment.settle()
         return deployment
+
+    def _stand_in(self, code: type[SomebodyElses], name: str) -> StandIn:
+        log, fail = Log(self.clock.now), self._crew.errors.append
+        return StandIn(name, code.answer, log, self.in_background, self.is_in_an_app, fail)
 
     def undeploy(self, name: str) -> None:
         """Take an app down; see ``Deployment.undeploy``.
@@ -269,13 +265,13 @@ class Gateway:
 
         A stand-in may be deployed for one endpoint of an app alone: the longest name wins.
         """
-        found = self.deployments.get(app), path
         segments = path.strip("/").split("/")
-        for end in range(1, len(segments) + 1):
+        for end in range(len(segments), 0, -1):
             deployment = self.deployments.get("/".join([app, *segments[:end]]))
             if deployment is not None:
-                found = deployment, "/" + "/".join(segments[end:])
-        return None if found[0] is None else (found[0], found[1])
+                return deployment, "/" + "/".join(segments[end:])
+        deployment = self.deployments.get(app)
+        return None if deployment is None else (deployment, path)
 
     def call_of(self, request_id: str) -> Call | None:
         """A call by its request's id."""
@@ -386,8 +382,14 @@ class Gateway:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _check(self, name: str, code: type, is_app: bool) -> None:
+    def _check(self, name: object, code: type) -> None:
         """What is deployed needs a name that nothing has yet."""
+        if not isinstance(name, str):
+            raise EmulatorError(
+                f"deploy() was given {name!r} as a name. Write the name first: "
+                f'deploy("{self._settings().nickname}/my-app", MyApp).'
+            )
+        is_app = not issubclass(code, SomebodyElses)
         endpoint = endpoint_of(f"/{name}") if NAME.fullmatch(name) else None
         if endpoint is None or (is_app and endpoint.path != "/"):
             raise EmulatorError(

@@ -32,19 +32,16 @@ class ReadTimeout:
             TimeoutError: nothing has come in time.
         """
         is_late = threading.Event()
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
 
-        def decide() -> (
-            None
-        ):  # in the thread that moves the clock: what has come by now was in time
-            if not poller.poll(0):
+        def decide() -> None:
+            # In the thread that moves the clock: what has come by now was in time.
+            if not _has_come(descriptor, 0):
                 is_late.set()
 
         alarm = self._clock.on(self._seconds, decide)
         try:
             while not is_late.is_set():
-                if _waits(descriptor) and not is_late.is_set():
+                if _has_come(descriptor, _STEP_MILLISECONDS) and not is_late.is_set():
                     return
                 self._clock.keep_appointments()
         finally:
@@ -52,8 +49,8 @@ class ReadTimeout:
         raise TimeoutError(f"nothing came for {self._seconds:g} s, the client's read time-out")
 
 
-def _waits(descriptor: int) -> bool:
-    """Whether something comes to be read, within a moment."""
-    poller = select.poll()
+def _has_come(descriptor: int, milliseconds: int) -> bool:
+    """Whether there is something to be read, or comes within so many milliseconds."""
+    poller = select.poll()  # one for each thread: two cannot poll one at a time
     poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(_STEP_MILLISECONDS))
+    return bool(poller.poll(milliseconds))

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError
-from emulator.file_times import real_now
+from emulator.patience import real_seconds
 
 if TYPE_CHECKING:
     import httpx
@@ -131,14 +131,14 @@ def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Respo
         OSError: the caller has left; the app is told [§4.6].
     """
     caller.begin(dispatch, call)
-    since = _real_seconds()
+    since = real_seconds()
     try:
         while not _is_answered(call):
             _come_closer(dispatch, call, caller)
             caller.check()
             if call.attempts or dispatch.fleet.is_booting:
-                since = _real_seconds()
-            _move_on_from_a_standstill(dispatch, call, caller, _real_seconds() - since)
+                since = real_seconds()
+            _move_on_from_a_standstill(dispatch, call, caller, real_seconds() - since)
             _raise_if_broken(dispatch)
             dispatch.clock.keep_appointments()
         caller.check()
@@ -167,10 +167,6 @@ def _move_on_from_a_standstill(
             f"requests end in {waited:.0f} s of real time. If one of these waits for {call.name}, "
             "give the deployment more: deploy(..., max_concurrency=...) or max_multiplexing."
         )
-
-
-def _real_seconds() -> float:
-    return real_now() / 1e9
 
 
 def _come_closer(dispatch: Dispatch, call: Call, caller: Caller) -> None:

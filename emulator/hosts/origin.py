@@ -139,16 +139,7 @@ class Origin:
             EmulatorError: the URL or a combination of options makes no sense.
         """
         key = _key(url)
-        if not isinstance(content, (bytes, bytearray, str)):
-            raise EmulatorError(
-                f"serve(content=...) is bytes or text, not {type(content).__name__}. For a server "
-                "of your own write a route: fal_http.route(host=...).mock(side_effect=...); "
-                "docs/webhooks.md shows one for an ASGI app."
-            )
-        if size is not None and (content or gzip):
-            raise EmulatorError(
-                "serve(size=...) makes a synthetic body; leave out content and gzip, or size."
-            )
+        _check_content(content, has_size=size is not None, gzip=gzip)
         if chunked and content_length != "true":
             raise EmulatorError(
                 "serve(chunked=True) has no Content-Length; leave out content_length, or chunked."
@@ -208,6 +199,20 @@ class Origin:
             return None
         served.requests.append(exchange)
         return _respond(served, request, exchange)
+
+
+def _check_content(content: object, *, has_size: bool, gzip: bool) -> None:
+    """Refuse what cannot be a body, or is one beside a synthetic one."""
+    if not isinstance(content, (bytes, bytearray, str)):
+        raise EmulatorError(
+            f"serve(content=...) is bytes or text, not {type(content).__name__}. For a server "
+            "of your own write a route: fal_http.route(host=...).mock(side_effect=...); "
+            "docs/webhooks.md shows one for an ASGI app."
+        )
+    if has_size and (content or gzip):
+        raise EmulatorError(
+            "serve(size=...) makes a synthetic body; leave out content and gzip, or size."
+        )
 
 
 def _respond(served: ServedFile, request: httpx.Request, exchange: Exchange) -> httpx.Response:

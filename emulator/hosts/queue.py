@@ -123,7 +123,7 @@ class QueueAPI:
         response = call.response if call.status == "COMPLETED" else None
         if response is None:
             return json_reply({"detail": f"Request {call.request_id} is {call.status}"}, 400)
-        if self._is_gone(call):
+        if call.deleted or call.has_been_over_for(self._settings().queue_result_lifetime):
             return json_reply({"detail": f"Request {call.request_id} not found"}, 404)
         return gateway_headers.copy(response)
 
@@ -143,12 +143,6 @@ class QueueAPI:
         if status == "IN_PROGRESS":
             return {"status": status, "logs": logs, **common}
         return {"status": status, "logs": logs, **common, **_outcome(call)}
-
-    def _is_gone(self, call: Call) -> bool:
-        lifetime = self._settings().queue_result_lifetime
-        assert call.completed_at is not None
-        is_late = lifetime is not None and self._gateway.clock.now() >= call.completed_at + lifetime
-        return call.deleted or is_late
 
 
 _HANDLERS: dict[tuple[str, str], Callable[[QueueAPI, httpx.Request, Call], httpx.Response]] = {
@@ -182,10 +176,9 @@ def _app_of(call: Call) -> str:
 def _outcome(call: Call) -> dict[str, Any]:
     """What the status of a finished request says about its end."""
     assert call.response is not None
-    ran = [attempt for attempt in call.attempts if attempt.ended_at is not None]
     metrics: dict[str, float] = {}
-    if ran and ran[-1].ended_at is not None:
-        metrics["inference_time"] = (ran[-1].ended_at - ran[-1].at).total_seconds()
+    if call.attempts and (ended_at := call.attempts[-1].ended_at) is not None:
+        metrics["inference_time"] = (ended_at - call.attempts[-1].at).total_seconds()
     if call.response.is_success:
         return {"metrics": metrics}
     error_type = call.response.headers.get("x-fal-error-type")

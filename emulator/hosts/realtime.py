@@ -13,11 +13,10 @@ import httpx
 from emulator.fleets.call import Incoming
 from emulator.fleets.deployment import Deployment
 from emulator.fleets.waiting import Caller
-from emulator.hosts.runner import opened
+from emulator.hosts.runner import handshake_of, opened
 from emulator.ledger import Exchange
 from emulator.network.bodies import CutShortError
-from emulator.network.reply import json_reply
-from emulator.network.websocket import Handshake, SocketEnd
+from emulator.network.websocket import SocketEnd
 from emulator.runners.errors import RunnerError
 
 __all__ = ["caller_of", "connect", "refuse", "speak_http", "token_of", "without_token"]
@@ -25,7 +24,6 @@ __all__ = ["caller_of", "connect", "refuse", "speak_http", "token_of", "without_
 #: What JavaScript's client takes for a token that does not count (any more).
 _UNAUTHORIZED = {"status": "error", "error": "Unauthorized"}
 _TOKEN = "fal_jwt_token"
-_OVER_WEBSOCKETS = "httpx has no websockets here"
 
 
 def connect(
@@ -50,9 +48,9 @@ def refuse(request: httpx.Request, exchange: Exchange, why: str) -> httpx.Respon
     for in its messages.
     """
     exchange.notes.append(why)
-    handshake = Handshake(request)
-    if handshake.refusal is not None:
-        return handshake.refusal
+    handshake = handshake_of(request, exchange)
+    if isinstance(handshake, httpx.Response):
+        return handshake
 
     def serve(client: SocketEnd) -> None:
         client.send(json.dumps(_UNAUTHORIZED))
@@ -69,11 +67,9 @@ def speak_http(
     A message is the request's JSON. Its answer is a message that tells the head, the body's pieces
     as the app sends them, and one that tells the end.
     """
-    if request.extensions.get("fal_client") != "wire":
-        return json_reply({"detail": _OVER_WEBSOCKETS}, 501)
-    handshake = Handshake(request)
-    if handshake.refusal is not None:
-        return handshake.refusal
+    handshake = handshake_of(request, exchange)
+    if isinstance(handshake, httpx.Response):
+        return handshake
     asked = replace(asked, headers={"content-type": "application/json", **asked.headers})
 
     def serve(client: SocketEnd) -> None:

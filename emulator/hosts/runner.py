@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from emulator.runners.runner import Runner
     from emulator.runners.websocket import AppWebSocket
 
-__all__ = ["DOMAIN", "RunnerHost", "opened", "passed_on"]
+__all__ = ["DOMAIN", "RunnerHost", "handshake_of", "opened", "passed_on"]
 
 DOMAIN = ".runner.fal"
 #: Of the connection between gateway and client, not of the request.
@@ -94,12 +94,9 @@ def opened(
     Raises:
         RunnerError: the app's side cannot be opened, other than by the app's own refusal.
     """
-    if request.extensions.get("fal_client") != "wire":
-        exchange.notes.append(_NO_WEBSOCKETS)
-        return json_reply({"detail": _NO_WEBSOCKETS}, 501)
-    handshake = Handshake(request)
-    if handshake.refusal is not None:
-        return handshake.refusal
+    handshake = handshake_of(request, exchange)
+    if isinstance(handshake, httpx.Response):
+        return handshake
     try:
         app = connect()
     except HandshakeRefusedError as error:
@@ -109,6 +106,15 @@ def opened(
         relay(client, app, lambda passed: exchange.notes.append(str(passed)))
 
     return handshake.accept(serve, app.subprotocol, app.headers, lambda: app.close(ABNORMAL))
+
+
+def handshake_of(request: httpx.Request, exchange: Exchange) -> Handshake | httpx.Response:
+    """The handshake of a client that wants a websocket; or the answer, if it cannot have one."""
+    if request.extensions.get("fal_client") != "wire":
+        exchange.notes.append(_NO_WEBSOCKETS)
+        return json_reply({"detail": _NO_WEBSOCKETS}, 501)
+    handshake = Handshake(request)
+    return handshake if handshake.refusal is None else handshake.refusal
 
 
 def _travels(name: bytes) -> bool:
