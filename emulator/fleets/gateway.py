@@ -151,11 +151,10 @@ class Gateway:
         if settings.exploration_seed is not None and self.chance is None:
             self.explore(settings.exploration_seed)
 
-        secrets = {**(_names_of(name) if isolation == "process" else {}), **(env or {})}
-
         def boot(code: type, runner: str, options: Scaling) -> Server:
             if issubclass(code, SomebodyElses):
                 return self._stand_in(code, runner)
+            secrets = {**(_names_of(name) if isolation == "process" else {}), **(env or {})}
             limits = options.limits(self._settings().termination_grace_period)
             return self._runners().boot_as(runner, code, isolation, gpu, secrets, load, limits)
 

@@ -177,8 +177,10 @@ def _outcome(call: Call) -> dict[str, Any]:
     """What the status of a finished request says about its end."""
     assert call.response is not None
     metrics: dict[str, float] = {}
-    if call.attempts and (ended_at := call.attempts[-1].ended_at) is not None:
-        metrics["inference_time"] = (ended_at - call.attempts[-1].at).total_seconds()
+    ended = [(each.at, each.ended_at) for each in call.attempts if each.ended_at is not None]
+    if ended:
+        at, ended_at = ended[-1]
+        metrics["inference_time"] = (ended_at - at).total_seconds()
     if call.response.is_success:
         return {"metrics": metrics}
     error_type = call.response.headers.get("x-fal-error-type")
