@@ -19,7 +19,7 @@ import respx
 from emulator.clock import Clock
 from emulator.distributed.data import DistributedData
 from emulator.environment import Environment
-from emulator.errors import EmulatorError
+from emulator.errors import EmulatorError, FilesystemError
 from emulator.fleets.gateway import Gateway
 from emulator.fleets.spawning import Spawning
 from emulator.fleets.webhooks import Webhooks
@@ -50,6 +50,7 @@ from emulator.runners.killing import Killer
 from emulator.runners.registry import Runners
 from emulator.sdk import SDKState
 from emulator.settings import Settings
+from emulator.storage import ladder
 from emulator.storage.buckets import Buckets
 from emulator.storage.cdn import CDN
 from emulator.storage.disk import Disk, remove_tree
@@ -108,7 +109,8 @@ class Emulator:
         self._routes = Routes()
         self._identities = Identities(self.clock.now, lambda: self.settings)
         self._realtime_tokens = RealtimeTokens(self.clock.now)
-        self._disk = Disk(self._root)
+        #: From the first ``start`` on, which finds the rung.
+        self._disk_found: Disk | None = None
         self._sdk = SDKState()
         self._subscriptions = Subscriptions()
         self._kv = KV(self.clock, self.ledger, self.settings)
@@ -251,7 +253,7 @@ class Emulator:
     @property
     def directory(self) -> str | None:
         """Where the volumes of the test under way really are."""
-        return self._disk.directory
+        return None if self._disk_found is None else self._disk_found.directory
 
     def come_to_rest(self) -> None:
         """Give what goes on by itself a moment to come to its end, unless a gate holds something.
@@ -272,11 +274,12 @@ class Emulator:
             settings: of this time; default: those given to the constructor.
 
         Raises:
-            NamespaceRefusedError: the kernel does not allow private mounts. Nothing is changed.
+            FilesystemError: the rung that the settings need cannot be had. Nothing is changed.
         """
         if self.active:
             raise EmulatorError("This emulator runs already. Call stop() or reset() first.")
         self.settings = (settings or self._given).model_copy()
+        self._climb()
         self._prepare()
         self._disk.mount(name)
         self.data.between = self._between
@@ -366,11 +369,37 @@ class Emulator:
             remove_tree(self._environment.home)
             remove_tree(self._spill)
             remove_tree(os.path.join(self._root, "git"))
-        self._disk.close()
+        if self._disk_found is not None:
+            self._disk_found.close()
         if self._own_root and os.path.isdir(self._root) and not os.listdir(self._root):
             os.rmdir(self._root)
 
     # --- inside ----------------------------------------------------------------------------------
+
+    @property
+    def _disk(self) -> Disk:
+        if self._disk_found is None:
+            raise EmulatorError("There are no volumes before the first start(). Call it first.")
+        return self._disk_found
+
+    def _climb(self) -> None:
+        """Find the rung, once, and see whether the settings can do with it."""
+        settings = self.settings
+        if self._disk_found is None:
+            choice = ladder.choose(self._given.filesystem)
+            self._disk_found = ladder.make(choice, self._root)
+            self._not_better = choice.why
+        rung = settings.filesystem_in_force = self._disk_found.rung
+        if settings.filesystem not in ("auto", rung):
+            what = f"filesystem={settings.filesystem!r}"
+        elif rung != "namespace" and settings.needs_mounts:
+            what = f"{', '.join(settings.needs_mounts)} (mounts, filesystem='namespace')"
+        else:
+            return
+        raise FilesystemError(
+            f"The test needs {what}, and /data and /tmp are on the rung {rung!r} here. "
+            f"{self._not_better or 'That one was asked for.'}"
+        )
 
     def _prepare(self) -> None:
         """What lives from the first ``start`` to ``close``."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = [
     "EmulatorError",
+    "FilesystemError",
+    "HostPathError",
     "NamespaceRefusedError",
     "RefusedRequest",
     "ThreadsRunningError",
@@ -27,7 +29,15 @@ class RefusedRequest(Exception):  # noqa: N818 - an answer, no error of the test
         self.status = status
 
 
-class NamespaceRefusedError(EmulatorError):
+class FilesystemError(EmulatorError):
+    """A test needs a better rung for /data and /tmp than can be had here; says why not."""
+
+
+class HostPathError(EmulatorError):
+    """Something would reach the host's own /data or /tmp, as only Python's calls are rewritten."""
+
+
+class NamespaceRefusedError(FilesystemError):
     """The kernel refused a namespace or a mount; the message says which and what to do."""
 
 

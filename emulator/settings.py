@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = ["FilesystemInForce", "Settings"]
 
-FilesystemInForce = Literal["namespace"]
+FilesystemInForce = Literal["namespace", "directory", "rewrite"]
 
 
 class Settings(BaseModel):
@@ -21,9 +21,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, frozen=False)
 
     # --- file system -----------------------------------------------------------------------------
-    filesystem: Literal["auto", "namespace"] = Field(
+    filesystem: Literal["auto", "namespace", "directory", "rewrite"] = Field(
         default="auto",
-        description="Rung to demand for /data and /tmp; 'auto' takes the best there is.",
+        description="Rung that the test needs for /data and /tmp: real mounts, a real /data, or "
+        "rewriting of Python's path calls; 'auto' takes the best there is.",
     )
     filesystem_in_force: FilesystemInForce = Field(
         default="namespace", description="The rung in force. Set by the emulator."
@@ -311,3 +312,24 @@ class Settings(BaseModel):
         if problems:
             raise ValueError("; ".join(problems))
         return value
+
+    @property
+    def needs_mounts(self) -> tuple[str, ...]:
+        """The settings that only the rung ``namespace`` can fulfil, as they are written."""
+        found = []
+        for name in _MOUNTS_ONLY:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                found.append(f"{name}={value!r}")
+        return tuple(found)
+
+
+#: Sizes are file systems of their own, and so is a /data that differs between runners.
+_MOUNTS_ONLY = (
+    "data_size",
+    "tmp_size",
+    "data_visibility",
+    "data_locks",
+    "data_metadata_latency",
+    "data_cold_read_latency",
+)

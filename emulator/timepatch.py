@@ -177,7 +177,8 @@ class TimePatch:
         """Python 3.10's pathlib keeps functions of ``os`` in an accessor class."""
         accessor = getattr(pathlib, "_NormalAccessor", None)
         for name in ("stat", "scandir"):
-            substitute = substitutes.get(id(vars(accessor).get(name))) if accessor else None
+            kept = vars(accessor).get(name) if accessor else None
+            substitute = substitutes.get(id(getattr(kept, "__func__", kept)))
             if substitute is not None:
                 self._changes.replace(accessor, name, staticmethod(substitute))
 

@@ -33,10 +33,13 @@ failed = pytest.StashKey[bool]()
 @pytest.fixture
 def fal_emulator(request: pytest.FixtureRequest) -> Generator[Emulator, None, None]:
     """A fresh fal account around this test: everything else is a part of it."""
+    from pytest_fal.rungs import skip_unless_fit
     from pytest_fal.session import emulator_of, settings_of
 
+    settings = settings_of(request)
+    skip_unless_fit(request.config, settings)
     emulator = emulator_of(request)
-    emulator.start(request.node.name, settings_of(request))
+    emulator.start(request.node.name, settings)
     request.node.stash[running] = emulator
     yield emulator
     has_failed = request.node.stash.get(failed, False)

@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 
-__all__ = ["describe", "enter_early", "explain", "pytest_addoption", "refusal_of"]
+__all__ = ["enter_early", "explain", "how", "pytest_addoption", "refusal_of"]
 
 _refused = pytest.StashKey[str]()
 # What came of entering a user namespace: None before it was tried, "" when it worked.
@@ -114,17 +114,9 @@ def refusal_of(config: pytest.Config) -> str:
     return config.stash.get(_refused, "")
 
 
-def describe(config: pytest.Config) -> str:
-    """For pytest's header: the rung in force, or what refused it."""
-    if sys.platform != "linux":
-        return f"/data and /tmp cannot be mounted on {sys.platform}; run the tests on Linux"
-    from emulator.storage import mounts
-
-    refused = refusal_of(config) or mounts.refusal()
-    if refused:
-        return refused
-    how = "as root" if _outcome is None else "in a user namespace"
-    return f"/data and /tmp are real mounts in a private namespace ({how})"
+def how() -> str:
+    """For pytest's header: by which right things are mounted."""
+    return "as root" if _outcome is None else "in a user namespace"
 
 
 def _starts_workers(config: pytest.Config) -> bool:

@@ -43,9 +43,10 @@ _MARKER = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Our options and ini settings."""
-    from pytest_fal import cuda
+    from pytest_fal import cuda, rungs
 
     cuda.add_options(parser)
+    rungs.add_options(parser)
     parser.addini(
         "fal_user_namespace",
         "enter a user namespace at start-up when not root, so that /data and /tmp can be mounted "
@@ -65,10 +66,11 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
-    from pytest_fal import cuda
+    from pytest_fal import cuda, rungs
 
     config.addinivalue_line("markers", _MARKER)
     cuda.add_marker(config)
+    rungs.check(config)
     if config.pluginmanager.hasplugin("xdist"):
         from pytest_fal import parallel
 
@@ -77,9 +79,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """One line: how /data and /tmp are emulated, or why they cannot be."""
-    from pytest_fal import namespace
+    from pytest_fal import rungs
 
-    return f"fal: {namespace.describe(config)}"
+    return f"fal: {rungs.describe(config)}"
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

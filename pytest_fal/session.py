@@ -22,13 +22,16 @@ def emulator_of(request: pytest.FixtureRequest) -> Emulator:
     config = request.config
     if _emulator not in config.stash:
         from emulator.account import Emulator
+        from emulator.settings import Settings
+        from pytest_fal import rungs
 
         # Before /tmp is mounted over for the first time: this may create the directory.
         factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
         root = factory.mktemp("fal", numbered=True)
         pem = getattr(config, "workerinput", {}).get(AUTHORITY)
         visible = [str(config.rootpath), str(factory.getbasetemp()), *_test_paths(config)]
-        config.stash[_emulator] = Emulator(root=root, authority=pem, visible=visible)
+        settings = Settings.model_validate({"filesystem": rungs.wanted(config)})
+        config.stash[_emulator] = Emulator(settings, root=root, authority=pem, visible=visible)
     return config.stash[_emulator]
 
 

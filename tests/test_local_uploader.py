@@ -1102,7 +1102,7 @@ def test_the_hosts_own_socket_is_out_of_reach(fal_emulator: Emulator) -> None:
 def test_a_path_too_long_for_a_socket_is_avoided(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
-    server = UnixServer(lambda _: httpx.Response(204), NODE, lambda: None)
+    server = UnixServer(lambda _: httpx.Response(204), NODE, lambda: None, lambda _: None)
     server.place(str(folder), "api.sock")
     server.start()
     assert len(server.path) < 100

@@ -177,7 +177,8 @@ note() {{  # not for the next test, where this one is over
 }}
 
 ask() {{  # what for: writes down who asks for what
-    namespace=$(readlink /proc/self/ns/mnt 2>/dev/null) || namespace=-
+    if [ -n "$FAL_EMULATOR_RUNNER" ]; then namespace="mnt:[${{FAL_EMULATOR_RUNNER%%@*}}]"
+    else namespace=$(readlink /proc/self/ns/mnt 2>/dev/null) || namespace=-; fi
     printf '%s\n' "$1$tab$namespace$tab$shown" >>"$test/log/$$"
 }}
 

@@ -39,6 +39,9 @@ NODE = "uploader.fal"
 class Callers(Protocol):
     """Who calls: runners, known by the mounts of their threads."""
 
+    def number_of_process(self, process: int) -> int | None:
+        """The number of the runner that a process is on."""
+
     def number_here(self) -> int | None:
         """The number of the runner that the calling thread is on."""
 
@@ -68,7 +71,9 @@ class Network:
     ) -> None:
         self.router = router
         self.wire = Wire(self._answer_wire, authority)
-        self.api_socket = UnixServer(self._answer_wire, NODE, callers.number_here)
+        self.api_socket = UnixServer(
+            self._answer_wire, NODE, callers.number_here, callers.number_of_process
+        )
         self.wire.errors = _Told(router.ledger)
         self._callers = callers
         self._settings = settings

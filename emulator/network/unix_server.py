@@ -1,7 +1,7 @@
 """An HTTP/1.1 server on a socket file, for what the platform offers a runner on its node.
 
-Which runner a client is on is told by its process's mounts. Runners in threads share this process;
-so their sockets get a name as they connect, in which the runner's number is.
+Which runner a client is on is told by its process's mounts, or its environment. Runners in threads
+share this process; so their sockets get a name as they connect, in which the runner's number is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from emulator.errors import EmulatorError
 from emulator.network import http1
 from emulator.network.peer import Peer
 from emulator.network.server import Connection, Server
-from emulator.storage import mounts
 
 __all__ = ["UnixServer"]
 
@@ -39,6 +38,7 @@ class UnixServer(Server):
         handler: answers; called as :class:`Server` says. ``fal_peer`` tells the runner.
         host: the name that all requests are for, whatever their Host header says.
         runner: the number of the runner that the calling thread is on.
+        runner_of: the number of the runner that a process is on.
     """
 
     def __init__(
@@ -46,10 +46,12 @@ class UnixServer(Server):
         handler: Callable[[httpx.Request], httpx.Response],
         host: str,
         runner: Callable[[], int | None],
+        runner_of: Callable[[int], int | None],
     ) -> None:
         super().__init__(handler)
         self.host = host
         self._runner = runner
+        self._runner_of = runner_of
         self._numbers = count(1)
         self._process = os.getpid()
         self._prefix = f"\0pytest-fal-client-{self._process}-"
@@ -137,7 +139,7 @@ class UnixServer(Server):
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         process = _CREDENTIALS.unpack(credentials)[0]
         if process != self._process:
-            return mounts.namespace_of(process)
+            return self._runner_of(process)
         name = os.fsdecode(address)
         return int(name.rpartition("-")[2]) if name.startswith(self._prefix) else None
 

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from emulator.clock_mirror import FollowingClock
 from emulator.fleets.spawning import take_over
@@ -31,6 +31,9 @@ from emulator.runners.zygote import Boot
 from emulator.sdk_apps import app_of, load_app, publish_current_app, quick_package_list
 from emulator.storage import mounts
 
+if TYPE_CHECKING:
+    from emulator.storage.places import Place
+
 __all__ = ["run"]
 
 _SLOW = frozenset({"run"})
@@ -38,13 +41,16 @@ _SLOW = frozenset({"run"})
 
 def run(boot: Boot, descriptors: list[int]) -> int:
     """Be a runner; its exit code."""
-    channel, output, clock, namespace, root = descriptors
+    channel, output, clock, *mounts_of_it = descriptors
     os.setsid()
     mounts.die_with_parent()
     _redirect_output(output)
-    _enter_mounts(boot, namespace, root)
+    if boot.place is None:
+        _enter_mounts(boot, *mounts_of_it)
     os.environ.clear()
     os.environ.update(boot.environment)
+    if boot.place is not None:
+        _begin_in(boot.place, boot.directory)
     sys.path[:] = boot.path
     sys.argv = ["fal-runner"]
     return _Process(boot, channel, clock).live()
@@ -69,6 +75,14 @@ def _enter_mounts(boot: Boot, namespace: int, root: int) -> None:
     mounts.attempt(lambda: os.chdir(boot.directory))
     if os.geteuid() != 0:
         mounts.clear_ambient_capabilities()
+
+
+def _begin_in(place: Place, directory: str) -> None:
+    from emulator import file_times
+    from emulator.storage.natives import begin_in
+
+    file_times.stand_on(begin_in(place))
+    mounts.attempt(lambda: os.chdir(directory))
 
 
 class _Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -69,6 +70,14 @@ class Elsewhere:
 
         assert isinstance(runner, ProcessRunner)
         return runner.number
+
+    def number_of_process(self, process: int) -> int | None:
+        """The number of the runner whose process, or one that it has forked, this is."""
+        try:
+            session = os.getsid(process)
+        except OSError:
+            return None
+        return next((r.number for r in self._alive() if r.pid == session), None)
 
     def close(self) -> None:
         """End the fork server and with it all processes."""

@@ -28,11 +28,12 @@ from emulator.runners.runner import Result, Runner, RunnerError, StartupError, S
 from emulator.runners.websocket import AppWebSocket, SocketWebSocket
 from emulator.runners.zygote import Boot
 from emulator.sdk_apps import pickle_app
+from emulator.storage.places import package_home
 
 if TYPE_CHECKING:
     from emulator.clock_mirror import ClockMirror
     from emulator.runners.forkserver import ForkServer
-    from emulator.storage import mounts
+    from emulator.storage.disk import Seat
 
 __all__ = ["ProcessRunner", "Services"]
 
@@ -87,7 +88,7 @@ class ProcessRunner(Runner):
         self._services = services
         self._sender = Sender()
         self._app = self._prepare(load)
-        self._view: mounts.View | None = None
+        self._seat: Seat | None = None
         self._pidfd = -1
         self._channel: Channel | None = None
         self.log = Log(around.clock.now)
@@ -141,8 +142,8 @@ class ProcessRunner(Runner):
 
     @property
     def number(self) -> int:
-        """The number of its mount namespace; 0 before it has one."""
-        return 0 if self._view is None else self._view.number
+        """The number of its mount namespace, or of its place; 0 before it has one."""
+        return 0 if self._seat is None else self._seat.number
 
     def follow_clock(self, engaged: bool) -> None:
         """Have its process show the app the test's clock, or real time again, and wait for it."""
@@ -175,10 +176,10 @@ class ProcessRunner(Runner):
         return module, name
 
     def _boot(self) -> None:
-        self._view = self._around.disk.enter_aside()
+        self._seat = self._around.disk.enter_aside()
         ours, theirs = socket.socketpair()
         output, output_of_child = os.pipe()
-        number = self._view.number
+        number = self._seat.number
         with theirs:
             handlers: dict[str, Handler] = {
                 "listening": self._listening,
@@ -193,7 +194,9 @@ class ProcessRunner(Runner):
             descriptors = (theirs.fileno(), output_of_child, self._services.mirror.descriptor)
             try:
                 self.pid = self._services.forkserver.fork(
-                    self._boot_order(number), (*descriptors, *self._view.descriptors), self._exited
+                    self._boot_order(self._seat),
+                    (*descriptors, *self._seat.descriptors),
+                    self._exited,
                 )
                 with suppress(ProcessLookupError):  # it has ended already
                     self._pidfd = os.pidfd_open(self.pid)
@@ -202,11 +205,15 @@ class ProcessRunner(Runner):
             finally:
                 os.close(output_of_child)
 
-    def _boot_order(self, number: int) -> Boot:
+    def _boot_order(self, seat: Seat) -> Boot:
+        environment = {**os.environ, **self._around.environment}
+        if seat.place is not None:
+            environment.update(seat.place.variables(package_home()))
         return Boot(
             ticket=next(_tickets),
-            namespace=number,
-            environment={**os.environ, **self._around.environment},
+            namespace=seat.number,
+            place=seat.place,
+            environment=environment,
             path=list(sys.path),
             directory=os.getcwd(),
             app=self._app,
@@ -245,8 +252,8 @@ class ProcessRunner(Runner):
             self._channel.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
-        if self._view is not None:
-            self._view.close()
+        if self._seat is not None:
+            self._seat.close()
 
     def _show(self) -> None:
         self._transcript.show()
@@ -351,8 +358,8 @@ class ProcessRunner(Runner):
             self._ended.exception(1.0)
 
     def _remount(self) -> None:
-        if self._view is not None:
-            self._around.disk.remount_aside(self._view)
+        if self._seat is not None:
+            self._around.disk.remount_aside(self._seat)
 
 
 def _ending(code: int) -> str:

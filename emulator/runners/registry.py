@@ -25,7 +25,6 @@ from emulator.sdk_apps import (
     quick_package_list,
     tell_fal_client,
 )
-from emulator.storage import mounts
 from emulator.storage.lifecycle import LIFECYCLE_PREFERENCE_HEADER, parse_preference
 from emulator.users import nickname_of
 
@@ -116,8 +115,12 @@ class Runners:
             return acting
         if not self._alive:
             return None
-        number = mounts.current_namespace()
+        number = self._disk.here()
         return number if number in self._alive else None
+
+    def number_of_process(self, process: int) -> int | None:
+        """The number of the runner that a process is on, or of no runner's mounts."""
+        return self._disk.number_of_process(process) or self._elsewhere.number_of_process(process)
 
     def name_here(self) -> str | None:
         """The name of the runner that the calling thread is on."""
@@ -125,7 +128,7 @@ class Runners:
 
     def is_in_an_app(self) -> bool:
         """Whether the calling thread is an app's own, and so cannot wait for its runner's end."""
-        return bool(self._alive) and mounts.current_namespace() in self._alive
+        return bool(self._alive) and self._disk.here() in self._alive
 
     def name_of(self, number: int | None) -> str | None:
         """The name of a runner."""
@@ -334,11 +337,11 @@ class Runners:
             publish_current_app(None if not apps else apps[0] if len(apps) == 1 else self._stand_in)
 
     def _app_here(self) -> Any:
-        runner = self._alive.get(mounts.current_namespace())
+        runner = self._alive.get(self._disk.here())
         return None if runner is None else runner.app
 
     def _sink(self) -> Log | None:
-        runner = self._alive.get(mounts.current_namespace())
+        runner = self._alive.get(self._disk.here())
         return None if runner is None else runner.log
 
     def _key(self) -> dict[str, str]:

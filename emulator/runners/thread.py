@@ -19,7 +19,6 @@ from emulator.runners.lifespan import Lifespan
 from emulator.runners.log import Log
 from emulator.runners.runner import Result, Runner, RunnerKilled, Surroundings
 from emulator.runners.websocket import AppWebSocket, ThreadWebSocket
-from emulator.storage import mounts
 
 __all__ = ["ThreadRunner"]
 
@@ -43,7 +42,7 @@ class ThreadRunner(Runner):
         super().__init__(name, app_class, around)
         self.tmp.remount = self._remount
         self.log = Log(around.clock.now, self._request_here)
-        #: Number of its mount namespace, once it has one.
+        #: Its number, that of its mount namespace where it has one; None before that.
         self.namespace: int | None = None
         #: The app instance, once it is made.
         self.app: Any = None
@@ -117,7 +116,7 @@ class ThreadRunner(Runner):
     def _is_on_it(self) -> bool:
         """Whether the calling thread is one of the app's."""
         return self.is_here() or (
-            self.namespace is not None and mounts.current_namespace() == self.namespace
+            self.namespace is not None and self._around.disk.here() == self.namespace
         )
 
     # --- requests --------------------------------------------------------------------------------

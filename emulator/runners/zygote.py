@@ -21,6 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from emulator.storage.places import NUMBER, Place
+
 __all__ = ["EXITED", "FORKED", "REPORT", "Boot", "main"]
 
 FORKED, EXITED = 0, 1
@@ -53,8 +55,9 @@ _FURTHER_IMPORTS = ("pydantic.v1", "msgpack", "freezegun.api", "fal.toolkit")
 class _Child:
     ticket: int
     pid: int
-    #: Of its mounts; whatever else has them was started by the app.
+    #: What is in its namespace, or has its place's tag, was started by the app.
     namespace: int
+    tag: str | None
 
 
 Children = dict[int, _Child]  # by pidfd
@@ -64,13 +67,15 @@ Children = dict[int, _Child]  # by pidfd
 class Boot:
     """What a runner's process is to do.
 
-    The descriptors that come with it: its channel, its output, the clock's memory, and the
-    namespace and root of its mounts.
+    The descriptors that come with it: its channel, its output, the clock's memory, and, where it
+    has mounts of its own, their namespace and root.
     """
 
     ticket: int
-    #: The number of its mount namespace.
+    #: The number of its mount namespace, or of its place.
     namespace: int
+    #: Where its paths lead, where it has no mounts of its own.
+    place: Place | None
     environment: dict[str, str]
     path: list[str]
     directory: str
@@ -141,7 +146,9 @@ def _fork(
     for descriptor in descriptors:
         os.close(descriptor)
     pidfd = os.pidfd_open(pid)
-    children[pidfd] = _Child(boot.ticket, pid, boot.namespace)
+    children[pidfd] = _Child(
+        boot.ticket, pid, boot.namespace, None if boot.place is None else boot.place.tag
+    )
     selector.register(pidfd, selectors.EVENT_READ)
     with suppress(OSError):
         control.sendall(REPORT.pack(FORKED, boot.ticket, pid))
@@ -187,7 +194,7 @@ def _report_exit(
     os.close(pidfd)
     child = children.pop(pidfd)
     _, status = os.waitpid(child.pid, 0)
-    _kill_all_in(child.namespace)
+    _kill_all_of(child)
     with suppress(OSError):
         control.sendall(REPORT.pack(EXITED, child.ticket, os.waitstatus_to_exitcode(status)))
 
@@ -198,17 +205,16 @@ def _kill(children: Children) -> None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
         os.waitpid(child.pid, 0)
-        _kill_all_in(child.namespace)
+        _kill_all_of(child)
 
 
-def _kill_all_in(namespace: int) -> None:
+def _kill_all_of(child: _Child) -> None:
     """End what the app has started: it ends with its runner, as with its container."""
-    name = f"mnt:[{namespace}]"
     killed = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with suppress(OSError):
-                if os.readlink(f"/proc/{entry}/ns/mnt") == name:
+                if _is_of(child, entry):
                     pidfd = os.pidfd_open(int(entry))
                     killed.append(pidfd)
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -217,6 +223,15 @@ def _kill_all_in(namespace: int) -> None:
         dying.register(pidfd, select.POLLIN)
         dying.poll(_DYING_MILLISECONDS)
         os.close(pidfd)
+
+
+def _is_of(child: _Child, process: str) -> bool:
+    if child.tag is None:
+        return os.readlink(f"/proc/{process}/ns/mnt") == f"mnt:[{child.namespace}]"
+    if os.getsid(int(process)) == child.pid:  # what it forked; the rest was told
+        return True
+    with open(f"/proc/{process}/environ", "rb") as file:
+        return f"{NUMBER}={child.tag}".encode() in file.read().split(b"\0")
 
 
 def _read(control: socket.socket, size: int) -> bytes:

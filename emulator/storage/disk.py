@@ -1,218 +1,126 @@
-"""The volumes' directories and mounts: fresh ones for each test, another ``/tmp`` for each runner.
+"""The volumes' directories: fresh ones for each test, another ``/tmp`` for each runner.
+
+How ``/data`` and ``/tmp`` come to lead there is a matter of the rung: mounts (``mounted.py``), or
+Python's path calls rewritten, with or without a real ``/data`` (``rewritten.py``).
 
 Layout below the session's directory: ``volumes/<test>/data``, ``volumes/<test>/tmp``,
-``volumes/<test>/runner-1/tmp``. ``volumes`` is a shared mount: what is mounted inside it later (a
-size limit, a read-only cover) appears in every runner's ``/data`` by the kernel's own propagation.
-
-All of that is mounted in a namespace of the emulator's, in which the test's thread is only while
-the test has volumes. There ``/data`` never is the host's, so what a test leaves running cannot
-reach that; it finds the volumes of the test under way.
+``volumes/<test>/runner-1/tmp``.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
 
-from emulator import processes
-from emulator.errors import EmulatorError, NamespaceRefusedError
-from emulator.storage import mounts, programs
-from emulator.storage.spare import Spare
 from emulator.storage.sweeper import Sweeper, remove_tree
-from emulator.storage.visible import (
-    TMP,
-    Visible,
-    make_mount_points,
-    remove_mount_points,
-    working_directory,
-)
+from emulator.storage.visible import TMP, Visible
 from emulator.storage.volume import Volume
 
 if TYPE_CHECKING:
     from emulator.distributed.data import Share
+    from emulator.settings import FilesystemInForce
+    from emulator.storage.places import Place
 
-__all__ = ["DATA", "TMP", "Disk", "RunnerDisk", "remove_tree"]
+__all__ = ["DATA", "TMP", "Disk", "RunnerDisk", "Seat", "in_thread", "remove_tree"]
 
 DATA = "/data"
 
 
-class Disk:
-    """The mounts of one emulator.
+class Seat(Protocol):
+    """What a process needs to be on a runner: descriptors to pass, or a place to be told."""
+
+    @property
+    def number(self) -> int:
+        """Names the runner."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of its mounts."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where its paths lead, if they are rewritten."""
+
+    def enter(self) -> None:
+        """Take it, with the calling thread."""
+
+    def close(self) -> None:
+        """Give it up."""
+
+
+class Disk(ABC):
+    """The volumes of one emulator.
 
     Args:
         root: an empty directory of the session; what failing tests leave stays below it.
     """
 
+    rung: FilesystemInForce
+
     def __init__(self, root: str) -> None:
         self.root = os.path.realpath(root)
         self.volumes = os.path.join(self.root, "volumes")
-        self._stage = os.path.join(self.root, "stage")
-        self._tmp = TMP
-        self._home: mounts.View | None = None
-        self._inside: mounts.View | None = None
-        self._is_inside = False
-        self._directory: int | None = None
         self._visible = Visible(self.root)
-        self._runners: set[int] = set()
         self._test: str | None = None
-        self._data_mounted = False
-        self._depth = 0
         self._count = 0
-        self._spare = Spare()
         self._sweeper = Sweeper()
         self.data = self.tmp = Volume(DATA, self.volumes, self.root)
 
     def keep_visible(self, paths: Iterable[str]) -> None:
-        """Say which paths below ``/tmp`` this process needs although it is mounted over."""
+        """Say which paths below ``/tmp`` this process needs although another one is there."""
         self._visible.add(paths)
 
+    @abstractmethod
     def mount(self, name: str = "test") -> None:
-        """Mount a fresh ``/data`` and ``/tmp`` for the calling thread and those it starts.
+        """Give the calling thread, and those it starts, a fresh ``/data`` and ``/tmp``."""
 
-        Raises:
-            NamespaceRefusedError: the kernel does not allow it; says what to do.
-        """
-        if sys.platform != "linux":
-            raise NamespaceRefusedError(
-                "pytest-fal mounts /data and /tmp in a Linux mount namespace, and this system is "
-                f"{sys.platform}. Run the tests on Linux or in a Linux container."
-            )
-        inside = self._prepare()
-        self._count += 1
-        self._visible.look()
-        self._test = os.path.join(self.volumes, f"{self._count}-{_file_name(name)}")
-        try:
-            self._lay_out(self._test)
-            place = working_directory()
-            self._directory = os.open(".", os.O_PATH)
-            inside.enter()
-            self._is_inside = True
-            self._mount_volumes()
-            self._spare.remember()
-            mounts.attempt(lambda: os.chdir(place))
-        except BaseException:
-            self.unmount(keep=False)
-            raise
-
+    @abstractmethod
     def unmount(self, keep: bool) -> str | None:
-        """Take the mounts away and, unless *keep*, what was written.
+        """Take them away and, unless *keep*, what was written.
 
         Returns:
-            The directory that was kept, on the host's own disk.
-
-        Raises:
-            EmulatorError: another thread than the one that mounted calls it.
+            The directory that was kept.
         """
-        test = self._test
-        if test is None:
-            return None
-        self._check_thread()
-        self._test = None
-        untouched: set[str] = set()
-        try:
-            if keep:
-                self.data.save()
-                self.tmp.save()
-            elif self._is_inside and not processes.has_others():
-                untouched = self._spare.untouched()
-            if self._is_inside:
-                self._unmount_volumes(untouched)
-        finally:
-            self._go_home()
-        if not keep:
-            self._spare.take(untouched, self._sweeper)
-            return None
-        self._spare.keep()
-        remove_mount_points(str(self.tmp.backing), self._visible)
-        self.tmp.hide(set())
-        return test
 
+    @abstractmethod
     def new_runner(self, name: str, own_programs: Mapping[str, str] | None = None) -> RunnerDisk:
-        """The ``/tmp`` of a new runner, not mounted yet; and the scripts that it alone has."""
-        assert self._test is not None
-        backing = os.path.join(self._test, _file_name(name), "tmp")
-        os.mkdir(os.path.dirname(backing))
-        return RunnerDisk(self, self._volume(TMP, backing, made=False), own_programs or {})
+        """The ``/tmp`` of a new runner, not in place yet; and the scripts that it alone has."""
+
+    @abstractmethod
+    def here(self) -> int:
+        """The number of the runner that the calling thread is on, or another for the test."""
+
+    @abstractmethod
+    def number_of_process(self, process: int) -> int | None:
+        """The number of the runner that a process is on; None when it has ended or is nobody's."""
+
+    @abstractmethod
+    def at_home(self, action: Callable[[], None]) -> None:
+        """Call something that sees the host's own ``/data`` and ``/tmp``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what the session has. Kept volumes stay."""
 
     @property
     def directory(self) -> str | None:
         """Where the volumes of the test under way are."""
         return self._test
 
-    def close(self) -> None:
-        """Give up the session's mounts. Kept volumes stay."""
-        self._spare.discard(self._sweeper)
-        self._data_mounted, self._depth = False, 0
-        self._sweeper.close()
-        for view in (self._home, self._inside):
-            if view is not None:
-                view.close()
-        self._home = self._inside = None
-        for leftover in (self._stage, self.volumes):
-            mounts.attempt(lambda path=leftover: os.rmdir(path))  # type: ignore[misc]
+    def throw_away(self, path: str) -> None:
+        """Remove a directory in the background."""
+        self._sweeper.remove(path)
 
-    # --- the namespace ---------------------------------------------------------------------------
-
-    def _prepare(self) -> mounts.View:
-        """Make the namespace, once, and come back from it."""
-        if self._inside is not None:
-            return self._inside
-        for folder in (self.volumes, self._stage):
-            os.makedirs(folder, exist_ok=True)
-        self._home = mounts.home_view()
-        self._directory = os.open(".", os.O_PATH)
-        try:
-            mounts.enter_private_namespace()
-            self._build()
-            self._inside = mounts.View()
-        finally:
-            self._go_home()
-            if self._inside is None:
-                self._home.close()
-                self._home = None
-        return self._inside
-
-    def _build(self) -> None:
-        scratch = os.path.join(self.root, "root")
-        os.makedirs(scratch, exist_ok=True)
-        mounts.build_root_with(DATA.strip("/"), scratch, also=programs.DIRECTORY.strip("/"))
-        os.rmdir(scratch)
-        mounts.bind(self.volumes, self.volumes)
-        mounts.set_propagation(self.volumes, "shared")
-        self._tmp = os.path.realpath(TMP)
-
-    def _go_home(self) -> None:
-        assert self._home is not None
-        self._home.enter()
-        self._is_inside = False
-        if self._directory is not None:
-            os.fchdir(self._directory)
-            os.close(self._directory)
-            self._directory = None
-
-    def _check_thread(self) -> None:
-        """Elsewhere the same calls would take away the host's own mounts."""
-        assert self._inside is not None
-        if self._is_inside and mounts.current_namespace() != self._inside.number:
-            raise EmulatorError(
-                "The emulator was started in another thread, or another emulator was started after "
-                "it. Call stop() in the thread that called start(), the newest emulator first."
-            )
-
-    # --- volumes ---------------------------------------------------------------------------------
-
-    def _lay_out(self, test: str) -> None:
-        self._spare.give(test, self._visible, self._sweeper)
-        self._runners.clear()
-        self.data = self._volume(DATA, f"{test}/data", made="data" in self._spare.given)
-        self.data.check = self._check_sees_data
-        self.tmp = self._volume(TMP, f"{test}/tmp", made="tmp" in self._spare.given)
-        self.tmp.check = self._check_sees_tmp
-        self.tmp.remount = self._mount_tmp
+    def _begin(self, name: str) -> None:
+        """Name the directory of a new test, which is not there yet."""
+        self._count += 1
+        self._visible.look()
+        self._test = os.path.join(self.volumes, f"{self._count}-{_file_name(name)}")
 
     def _volume(self, path: str, backing: str, made: bool) -> Volume:
         assert self._test is not None
@@ -221,145 +129,46 @@ class Disk:
             os.chmod(backing, 0o1777 if path == TMP else 0o755)
         return Volume(path, backing, self._test)
 
-    def _check_sees_data(self) -> None:
-        """Mounting in another thread would do it where the host can see it."""
-        assert self._inside is not None
-        if mounts.current_namespace() not in {self._inside.number, *self._runners}:
-            raise EmulatorError(
-                f"This thread was started before the test's volumes were mounted and does not see "
-                f"{DATA}. Call limit() and read_only() from the test or on a runner."
-            )
+    def _runner_tmp(self, name: str) -> Volume:
+        assert self._test is not None
+        backing = os.path.join(self._test, _file_name(name), "tmp")
+        os.mkdir(os.path.dirname(backing))
+        return self._volume(TMP, backing, made=False)
 
-    def _check_sees_tmp(self) -> None:
-        assert self._inside is not None
-        if mounts.current_namespace() != self._inside.number:
-            raise EmulatorError(
-                f"This thread has another {TMP} than the test. Call limit() and read_only() of the "
-                f"test's {TMP} from the test, and those of a runner's on runner.tmp."
-            )
-
-    def _mount_volumes(self) -> None:
-        """Mount what is not mounted still, as the last test left it untouched."""
-        still = self._spare.given
-        self._unmount_all_but(still)
-        if "data" not in still:
-            mounts.bind(str(self.data.backing), DATA)
-            self._data_mounted = True
-            mounts.set_propagation(DATA, "slave")
-        if "tmp" in still:
-            self.tmp.hide(set(self._visible.relative))
-        else:
-            self._mount_tmp()
-
-    def _unmount_volumes(self, except_for: set[str]) -> None:
-        self._unmount_all_but(except_for)
-        self.data.uncover()
-        self.tmp.uncover()
-
-    def _unmount_all_but(self, kinds: set[str]) -> None:
-        while self._depth and "tmp" not in kinds:
-            mounts.unmount(self._tmp)
-            self._depth -= 1
-        if self._data_mounted and "data" not in kinds:
-            mounts.unmount(DATA)
-            self._data_mounted = False
-
-    def _mount_tmp(self) -> None:
-        """Put this volume over ``/tmp``, with what the process needs bound through.
-
-        A second call stacks: unmounting the first would take other limits with it.
-        """
-        self.mount_over_tmp(self.tmp)
-        self._depth += 1
-
-    def mount_over_tmp(self, volume: Volume) -> None:
-        """Mount a volume over the calling thread's ``/tmp``."""
-        place = working_directory()
-        mounts.bind(str(volume.backing), self._stage)
-        # Private and unbindable: the session's own directory is bound into it, stage included.
-        mounts.set_propagation(self._stage, "unbindable")
-        try:
-            for source, target in make_mount_points(self._stage, self._visible):
-                mounts.bind(source, target, recursive=True)
-            mounts.move(self._stage, self._tmp)
-        except BaseException:
-            mounts.unmount(self._stage)
-            raise
-        mounts.set_propagation(self._tmp, "private")
-        volume.hide(set(self._visible.relative))
-        if place == TMP or place.startswith(f"{TMP}/"):
-            # The directory itself is the one below; the path shall mean the same as everywhere.
-            mounts.attempt(lambda: os.chdir(place))
-
-    def joined(self, namespace: int) -> None:
-        """A runner has entered a namespace of its own."""
-        self._runners.add(namespace)
-
-    def throw_away(self, path: str) -> None:
-        """Remove a directory in the background."""
-        self._sweeper.remove(path)
-
-    def at_home(self, action: Callable[[], None]) -> None:
-        """Call something in a thread that sees the host's own mounts."""
-        home = self._home
-        assert home is not None
-
-        def act() -> None:
-            place = working_directory()
-            home.enter()
-            mounts.attempt(lambda: os.chdir(place))
-            action()
-
-        in_thread(act)
+    def _remove_if_empty(self, *folders: str) -> None:
+        for folder in folders:
+            with suppress(OSError):
+                os.rmdir(folder)
 
 
-class RunnerDisk:
-    """The mounts of one runner: ``/data`` as everybody's, ``/tmp`` and some programs its own."""
+class RunnerDisk(ABC):
+    """What one runner has of the volumes: ``/data`` as everybody, a ``/tmp`` of its own."""
 
-    def __init__(self, disk: Disk, tmp: Volume, own_programs: Mapping[str, str]) -> None:
+    def __init__(self, disk: Disk, tmp: Volume) -> None:
         self._disk = disk
         self.tmp = tmp
-        self._programs = own_programs
         #: ``/data`` as this runner sees it; None: the plain directory.
         self.share: Share | None = None
 
+    def here(self) -> int:
+        """The number of the runner that the calling thread is on, or another for the test."""
+        return self._disk.here()
+
+    @abstractmethod
     def enter(self) -> int:
-        """Move the calling thread, and all it starts, onto the runner. Its namespace's number."""
-        mounts.copy_namespace()
-        self._disk.mount_over_tmp(self.tmp)
-        if self.share is not None:
-            place = working_directory()
-            self.share.mount(DATA)
-            if place == DATA or place.startswith(f"{DATA}/"):
-                mounts.attempt(lambda: os.chdir(place))
-        programs.install(self._programs)
-        number = mounts.current_namespace()
-        self._disk.joined(number)
-        return number
+        """Move the calling thread, and all it starts, onto the runner; the runner's number."""
 
-    def enter_aside(self) -> mounts.View:
-        """Make the runner's mounts for another process, which the calling thread does not see."""
-        views: list[mounts.View] = []
+    @abstractmethod
+    def enter_aside(self) -> Seat:
+        """Make a seat on the runner for another process."""
 
-        def make() -> None:
-            self.enter()
-            views.append(mounts.View())
-
-        in_thread(make)
-        return views[0]
-
+    @abstractmethod
     def remount_tmp(self) -> None:
         """After the volume's limit changed: show it. Called on the runner."""
-        self._disk.mount_over_tmp(self.tmp)
 
-    def remount_aside(self, view: mounts.View) -> None:
+    @abstractmethod
+    def remount_aside(self, seat: Seat) -> None:
         """The same, for a runner in another process."""
-
-        def remount() -> None:
-            view.enter()
-            self.remount_tmp()
-
-        in_thread(remount)
 
     def disconnect(self) -> None:
         """The runner is dead: what it still does in a ``/data`` of its own fails."""

@@ -287,6 +287,10 @@ class View:
         """What another process needs to make the same view of: ``View(descriptors)``."""
         return self._namespace, self._root
 
+    @property
+    def place(self) -> None:
+        """Nothing is rewritten: the mounts are all there is to know."""
+
     def enter(self) -> None:
         """Show these mounts to the calling thread, and to all it starts. Its directory is "/" then.
 

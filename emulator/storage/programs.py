@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from emulator.storage import mounts
 
-__all__ = ["DIRECTORY", "install", "is_first", "put_first"]
+__all__ = ["DIRECTORY", "install", "is_first", "put_first", "write"]
 
 DIRECTORY = "/.fal-emulator/bin"
 _SIZE = 1 << 20
@@ -23,10 +23,14 @@ def install(programs: Mapping[str, str]) -> None:
         return
     mounts.mount_tmpfs(DIRECTORY, _SIZE)
     for name, text in programs.items():
-        path = f"{DIRECTORY}/{name}"
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(path, 0o755)
+        write(f"{DIRECTORY}/{name}", text)
+
+
+def write(path: str, text: str) -> None:
+    """Make a script that can be started."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, 0o755)
 
 
 def put_first(path: str | None) -> str:
