@@ -77,11 +77,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(parallel, "fal-xdist")
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """One line: how /data and /tmp are emulated, or why they cannot be."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """How /data and /tmp are emulated, and why not better."""
     from pytest_fal import rungs
 
-    return f"fal: {rungs.describe(config)}"
+    return rungs.describe(config)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

@@ -19,8 +19,8 @@ _choice = pytest.StashKey["Choice"]()
 _SHORT = {
     "namespace": "/data and /tmp are real mounts in a private namespace",
     "directory": "/data is a real directory, another one for each test, and Python's calls are "
-    "rewritten for /tmp (rung 'directory')",
-    "rewrite": "Python's calls are rewritten for /data and /tmp (rung 'rewrite')",
+    "rewritten for /tmp",
+    "rewrite": "Python's calls are rewritten for /data and /tmp",
 }
 
 
@@ -64,13 +64,14 @@ def check(config: pytest.Config) -> None:
             raise pytest.UsageError(f"fal_filesystem = {wanted(config)}: {error}") from None
 
 
-def describe(config: pytest.Config) -> str:
-    """For pytest's header: the rung, and why not a better one."""
+def describe(config: pytest.Config) -> list[str]:
+    """For pytest's header: the rung, and a line for each better one on why it is not that."""
     choice = _choose(config)
-    shown = _SHORT[choice.rung]
-    if choice.rung == "namespace":
-        shown += f" ({namespace.how()})"
-    return f"{shown}; as demanded" if choice.demanded else f"{shown}. {choice.why}".rstrip(". ")
+    how = namespace.how() if choice.rung == "namespace" else f"rung {choice.rung!r}"
+    demanded = "; as demanded" if choice.demanded else ""
+    lines = [f"fal: {_SHORT[choice.rung]} ({how}{demanded})"]
+    lines += [f"fal: not {rung!r}: {reason}" for rung, reason in choice.refusals]
+    return lines
 
 
 def skip_unless_fit(config: pytest.Config, settings: Settings) -> None:

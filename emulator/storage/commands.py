@@ -25,6 +25,8 @@ _PYTHON = re.compile(r"(python|pypy)[0-9.]*")
 _CLOSED = re.compile(r"-[a-zA-Z]*[IES]")
 _MENTION = re.compile(r"(?<![\w.~\-/])/[^\s\"'`;:|&<>(){}$,=]*")
 _OPTION = re.compile(r"(-{1,2}[\w\-]+=|[\w\-]+=|@|file://)(/.*)", re.DOTALL)
+#: What the toolkit starts, and knows no path by itself.
+_KNOWN = ("git",)
 _START = os.path.join(os.path.dirname(os.path.abspath(__file__)), "python_start")
 
 
@@ -34,23 +36,26 @@ def arguments(place: Place, given: Any, shell: bool = False) -> Any:
     Raises:
         HostPathError: it mentions a path in a way that cannot be led elsewhere.
     """
-    if isinstance(given, (str, bytes, os.PathLike)):
-        text = os.fsdecode(given)
-        if shell:
-            _check(place, text, text)
-            return given
-        return _argument(place, given, text)
-    line = list(given)
-    if not line or shell:
-        shown = " ".join(os.fsdecode(word) for word in line)
-        for word in line:
-            _check(place, os.fsdecode(word), shown)
-        return line
-    if is_python(line):
+    line = [given] if isinstance(given, (str, bytes, os.PathLike)) else list(given)
+    if line and not shell and is_python(line):
         # It reads its arguments itself; the program is found by the system.
         return [_path(place, line[0]), *line[1:]]
-    shown = shlex.join(os.fsdecode(word) for word in line)
-    return [_argument(place, word, shown) for word in line]
+    shown = (
+        shlex.join(map(os.fsdecode, line)) if line is not given and len(line) > 1 else str(given)
+    )
+    if shell:
+        for word in line:
+            _check(place, os.fsdecode(word), shown)
+        led = line
+    else:
+        led = [_argument(place, word, shown) for word in line]
+    if place.guarded and line and os.path.basename(os.fsdecode(line[0])) not in _KNOWN:
+        raise refusal(
+            f"starting {shown!r} is not safe, as this machine has a {place.guarded[0]} of its own: "
+            "the program",
+            place.guarded[0],
+        )
+    return led[0] if isinstance(given, (str, bytes, os.PathLike)) else led
 
 
 def environment(place: Place, given: Mapping[Any, Any] | None, python: bool) -> dict[str, str]:

@@ -127,8 +127,8 @@ def _refused(what: str, error: OSError) -> NamespaceRefusedError:
     code = errno.errorcode.get(error.errno or 0, str(error.errno))
     remedy = _HOW_TO_RAISE_LIMITS if error.errno == errno.ENOSPC else _HOW_TO_ALLOW
     return NamespaceRefusedError(
-        f"pytest-fal needs a private mount namespace for /data and /tmp, and the kernel refused "
-        f"{what} ({code}: {os.strerror(error.errno or 0)}). {remedy}"
+        f"the kernel refused {what} ({code}: {os.strerror(error.errno or 0)}), without which /data "
+        f"and /tmp cannot be real mounts. {remedy}"
     )
 
 

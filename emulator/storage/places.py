@@ -48,11 +48,14 @@ class Place:
         number: names it, as the number of a mount namespace would.
         areas: a path as an app writes it, and where it really is; the most usual one first.
         kept: paths inside of these that stay the host's.
+        guarded: areas that the host has, too, and nobody may reach: programs that cannot be led are
+            not started.
     """
 
     number: int
     areas: tuple[tuple[str, str], ...]
     kept: tuple[str, ...] = ()
+    guarded: tuple[str, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -96,14 +99,14 @@ class Place:
             home: the directory from which this package can be imported.
         """
         told = {"number": self.number, "areas": self.areas, "kept": self.kept, "home": home}
-        return {NUMBER: self.tag, PLACE: json.dumps(told)}
+        return {NUMBER: self.tag, PLACE: json.dumps({**told, "guarded": self.guarded})}
 
     @classmethod
     def told(cls, text: str) -> Place:
         """The place of :data:`PLACE`."""
         told: dict[str, Any] = json.loads(text)
         areas = tuple((area, backing) for area, backing in told["areas"])
-        return cls(told["number"], areas, tuple(told["kept"]))
+        return cls(told["number"], areas, tuple(told["kept"]), tuple(told["guarded"]))
 
     def _is_kept(self, path: str) -> bool:
         return any(path == kept or path.startswith(f"{kept}/") for kept in self.kept)
@@ -187,14 +190,14 @@ def follow_threads() -> None:
 
     start_here.__doc__ = start.__doc__
     setattr(start_here, _START, start)
-    threading.Thread.start = start_here  # type: ignore[method-assign]
+    setattr(threading.Thread, "start", start_here)  # noqa: B010 - a method, to the type checker
 
 
 def leave_threads() -> None:
     """Undo :func:`follow_threads`."""
     start = getattr(threading.Thread.start, _START, None)
     if start is not None:
-        threading.Thread.start = start
+        setattr(threading.Thread, "start", start)  # noqa: B010 - a method, to the type checker
 
 
 def _run_in(thread: threading.Thread, place: Place) -> None:
@@ -205,7 +208,7 @@ def _run_in(thread: threading.Thread, place: Place) -> None:
         move_to(place)
         run()
 
-    thread.run = run_here  # type: ignore[method-assign]
+    thread.run = run_here
 
 
 def package_home() -> str:

@@ -37,8 +37,8 @@ _FIRST = dict.fromkeys(
     "path",
 )
 _SECOND = ("link", "rename", "replace")
-#: Modules whose classes keep functions of ``os``, also as defaults of arguments: one or the other in
-#: each version of Python.
+#: Modules whose classes keep functions of ``os``, also as defaults of arguments: one or the other
+#: in each version of Python.
 _WITH_CLASSES = ("glob", "pathlib", "pathlib._abc", "pathlib._local", "tempfile")
 _DEFAULTS = "__defaults__"
 _CAPABILITIES = (

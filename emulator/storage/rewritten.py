@@ -46,6 +46,7 @@ class RewrittenDisk(Disk):
         self._natives = Natives()
         self._directory = ""
         self._is_in_place = False
+        self._guarded = (DATA,) if not real_data and os.path.lexists(DATA) else ()
 
     def here(self) -> int:
         """The number of the place of the calling thread."""
@@ -113,7 +114,7 @@ class RewrittenDisk(Disk):
         if self._real_data is None:
             areas.insert(0, (DATA, str(self.data.backing)))
         kept = [path for place in self._visible.places for path in _spellings(place)]
-        return Place(next(_numbers), tuple(areas), tuple(kept))
+        return Place(next(_numbers), tuple(areas), tuple(kept), self._guarded)
 
     def at_home(self, action: Callable[[], None]) -> None:
         """Call something that sees the host's own ``/data`` and ``/tmp``."""
