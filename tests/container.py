@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> int:
             raise as_user.CannotRunError(f"its system calls are not known on {platform.machine()}")
         own = tempfile.mkdtemp(prefix="container-")
         enter(own)
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
         more: dict[str, object] = {}
         if options.user:
             uid = as_user.NOBODY

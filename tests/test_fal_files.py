@@ -467,6 +467,7 @@ def test_a_part_whose_answer_is_lost_is_sent_again(
 
 
 @pytest.mark.parametrize("size", [80 * KIB, 200 * KIB], ids=["at once", "in parts"])
+@pytest.mark.fal(filesystem="namespace")
 def test_a_full_volume(fs, local, fal_data, fal_clock, in_parts, size):
     fal_clock.freeze()  # 507 is tried again
     fal_data.limit(64 * KIB)
@@ -477,12 +478,14 @@ def test_a_full_volume(fs, local, fal_data, fal_clock, in_parts, size):
     assert os.listdir(fal_data.backing) == ["a.bin"]
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_what_fits_under_a_limit(fs, local, fal_data):
     fal_data.limit(64 * KIB)
     fs.put_file(local("a.bin", b"x" * 1000), "folder/a.bin")
     assert fal_data.tree() == ["folder/a.bin"]
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_read_only_volume(fs, local, fal_data):
     fal_data.write("b.bin", b"b")
     with fal_data.read_only():

@@ -600,6 +600,7 @@ def test_a_runner_killed_in_a_clone_leaves_none_that_is_taken_for_whole(
     assert head(path) == commit
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_clone_on_a_full_disk(fal_git, fal_data):
     commit = fal_git.serve(URL, {"weights.bin": os.urandom(2_000_000)})
     fal_data.limit(1_000_000)

@@ -133,6 +133,7 @@ def test_path_is_left_alone_without_a_pretended_gpu(fal_runner):
     assert os.environ["PATH"] == before
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_another_limit_of_tmp_changes_nothing_about_the_gpu(fal_runner):
     runner = fal_runner(Painter, gpu="H100")
     runner.tmp.limit(1_000_000)

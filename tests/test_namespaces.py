@@ -450,8 +450,8 @@ def test_the_refusal_says_what_the_kernel_answered(
         pytest.skip("this machine has no user namespaces")
     assert outcome(result) == "1 passed, 1 error"
     message = (
-        f"pytest-fal needs a private mount namespace for /data and /tmp, and the kernel refused "
-        f"{what} (ENOSPC: No space left on device). There are as many as it allows: sysctl "
+        f"the kernel refused {what} (ENOSPC: No space left on device), without which /data and /tmp "
+        f"cannot be real mounts. There are as many as it allows: sysctl "
         f"user.max_user_namespaces user.max_mnt_namespaces shows how many that is, and "
         f"sysctl -w user.max_mnt_namespaces=10000, for example, allows more."
     )

@@ -194,6 +194,7 @@ def test_this_machine_is_let_alone(fal_emulator, host):
     assert node(code) == 200
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_socket_file_is_let_alone(fal_emulator):
     code = f"""{SERVER}
     server.listen("/tmp/server.sock", () => {{

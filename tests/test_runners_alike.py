@@ -115,6 +115,7 @@ def test_tmp_is_kept_between_requests_and_gone_at_shutdown(fal_runner):
     assert runner.tmp.tree() == []
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_limit_on_a_runners_tmp_is_the_kernels(fal_runner):
     runner = fal_runner(Uploader)
     runner.tmp.limit(64 * 1024)
@@ -128,6 +129,7 @@ def test_the_setting_tmp_size_limits_every_runner(fal_runner):
         fal_runner(Uploader).run(lambda: pathlib.Path("/tmp/big").write_bytes(b"x" * 200_000))
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_data_stays_and_a_limit_on_it_reaches_a_running_runner(fal_runner, fal_data):
     runner = fal_runner(Uploader)
     runner.run(lambda: pathlib.Path("/data/kept").write_text("1"))
@@ -139,6 +141,7 @@ def test_data_stays_and_a_limit_on_it_reaches_a_running_runner(fal_runner, fal_d
     assert fal_data.tree() == ["kept"]
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_read_only_data_reaches_a_running_runner(fal_runner, fal_data):
     runner = fal_runner(Uploader)
     with fal_data.read_only(), pytest.raises(OSError, match="Read-only"):

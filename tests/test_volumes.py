@@ -25,6 +25,7 @@ from emulator.clock import Clock
 from emulator.errors import EmulatorError
 from emulator.runners.runner import Runner
 from emulator.storage import mounts
+from emulator.storage.mounted import MountedDisk
 from emulator.storage.sweeper import Sweeper, remove_tree
 from emulator.storage.volume import Volume
 
@@ -69,6 +70,7 @@ def refused_with(number: int, action: Callable[[], object]) -> bool:
 # --- the mounts ----------------------------------------------------------------------------------
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_both_are_mount_points(fal_emulator: Emulator) -> None:
     assert {"/data", "/tmp"} <= mount_points()
 
@@ -99,6 +101,7 @@ def test_programs_find_the_files(volume: Volume) -> None:
     assert subprocess.check_output(["cat", str(path)]) == b"hello"
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_files_of_programs_are_found(volume: Volume) -> None:
     subprocess.run(["sh", "-c", f"echo from sh > {volume.path}/out.txt"], check=True)
     assert volume.read("out.txt") == b"from sh\n"
@@ -122,6 +125,7 @@ def test_sqlite_works_on_them(volume: Volume) -> None:
     assert volume.tree() == ["cache.db"]
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_native_code_opens_them(volume: Volume) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.open(os.fsencode(volume.path / "native"), os.O_CREAT | os.O_WRONLY, 0o644)
@@ -139,6 +143,7 @@ def test_numpy_maps_them(volume: Volume) -> None:
 
 
 @pytest.mark.parametrize("action", [os.rename, os.replace, os.link])
+@pytest.mark.fal(filesystem="namespace")
 def test_nothing_moves_from_one_to_the_other(
     fal_data: Volume, fal_tmp: Volume, action: Callable[[str, str], None]
 ) -> None:
@@ -238,6 +243,7 @@ def test_what_is_visible_may_be_replaced_between_tests(own: Emulator) -> None:
         shutil.rmtree(f"{folder}-old")
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_what_a_test_imports_from_its_tmp_is_not_the_process_s(
     fal_runner: Boot, fal_tmp: Volume
 ) -> None:
@@ -280,6 +286,7 @@ def test_age_moves_both_times_back(volume: Volume) -> None:
     assert (status.st_atime_ns, status.st_mtime_ns) == (5 * 10**18 - moved, 6 * 10**17 - moved)
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_programs_see_the_age(fal_data: Volume) -> None:
     path = fal_data.write("x", b"")
     fal_data.write("y", b"", age=timedelta(days=40))
@@ -342,12 +349,14 @@ def test_an_ordinary_user_has_no_more_rights_than_before(fal_data: Volume) -> No
 # --- full disks ----------------------------------------------------------------------------------
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_full_volume_is_the_kernel_s_error(volume: Volume) -> None:
     volume.limit(MEGABYTE)
     (volume.path / "fits").write_bytes(b"x" * (MEGABYTE - 65536))
     assert refused_with(errno.ENOSPC, lambda: (volume.path / "big").write_bytes(b"x" * MEGABYTE))
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_full_volume_is_full_to_the_byte(volume: Volume) -> None:
     volume.limit(MEGABYTE)
     with open(volume.path / "all", "wb", buffering=0) as file:
@@ -355,6 +364,7 @@ def test_a_full_volume_is_full_to_the_byte(volume: Volume) -> None:
         assert refused_with(errno.ENOSPC, lambda: file.write(b"x"))
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_folders_and_empty_files_take_no_space(fal_data: Volume) -> None:
     fal_data.limit(4096)
     for number in range(20):
@@ -362,6 +372,7 @@ def test_folders_and_empty_files_take_no_space(fal_data: Volume) -> None:
     fal_data.write("page", b"x" * 4096)
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_programs_find_it_full(fal_data: Volume) -> None:
     fal_data.limit(MEGABYTE)
     command = ["dd", "if=/dev/zero", "of=/data/big", "bs=1M", "count=2"]
@@ -370,6 +381,7 @@ def test_programs_find_it_full(fal_data: Volume) -> None:
     assert "No space left on device" in result.stderr
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_deleting_makes_room(fal_data: Volume) -> None:
     fal_data.limit(MEGABYTE)
     fal_data.write("old", b"x" * MEGABYTE)
@@ -377,12 +389,14 @@ def test_deleting_makes_room(fal_data: Volume) -> None:
     fal_data.write("new", b"x" * MEGABYTE)
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_disk_usage_shows_the_limit(volume: Volume) -> None:
     volume.limit(MEGABYTE)
     volume.write("half", b"x" * (MEGABYTE // 2))
     assert shutil.disk_usage(volume.path)[:3] == (MEGABYTE, MEGABYTE // 2, MEGABYTE // 2)
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_limit_keeps_what_is_there(volume: Volume) -> None:
     path = volume.write("a/file", b"12345", age=timedelta(days=3))
     os.chmod(path, 0o640)
@@ -402,6 +416,7 @@ def test_a_limit_keeps_what_is_there(volume: Volume) -> None:
     )
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_limit_can_be_changed(volume: Volume) -> None:
     volume.limit(MEGABYTE)
     volume.write("a", b"x" * MEGABYTE)
@@ -411,6 +426,7 @@ def test_a_limit_can_be_changed(volume: Volume) -> None:
     assert volume.tree()[:2] == ["a", "b"]
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_limit_below_the_content_is_refused(fal_data: Volume) -> None:
     fal_data.write("a", b"x" * 5000)
     with pytest.raises(EmulatorError) as caught:
@@ -432,6 +448,7 @@ def test_runners_have_the_limit_of_the_marker(fal_runner: Boot) -> None:
     assert fal_runner(Idle).run(shutil.disk_usage, "/tmp").total == MEGABYTE
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_limited_tmp_shows_what_the_process_needs(tmp_path: Path, fal_tmp: Volume) -> None:
     (tmp_path / "x").write_text("x")
     fal_tmp.limit(MEGABYTE)
@@ -440,6 +457,7 @@ def test_a_limited_tmp_shows_what_the_process_needs(tmp_path: Path, fal_tmp: Vol
     assert fal_tmp.tree() == []
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_runners_find_data_full(fal_data: Volume, fal_runner: Boot) -> None:
     fal_data.write("kept", b"kept")
     runner = fal_runner(Idle)
@@ -449,6 +467,7 @@ def test_runners_find_data_full(fal_data: Volume, fal_runner: Boot) -> None:
     assert refused_with(errno.ENOSPC, lambda: runner.run(big.write_bytes, b"x" * 2 * MEGABYTE))
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_runner_limits_data_for_everybody(fal_data: Volume, fal_runner: Boot) -> None:
     fal_data.write("kept", b"kept")
     one, two = fal_runner(Idle), fal_runner(Idle)
@@ -462,6 +481,7 @@ def test_a_runner_limits_data_for_everybody(fal_data: Volume, fal_runner: Boot) 
     assert fal_data.read("kept") == b"kept"
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_runner_s_tmp_has_a_limit_of_its_own(fal_tmp: Volume, fal_runner: Boot) -> None:
     one, two = fal_runner(Idle), fal_runner(Idle)
     one.run(Path("/tmp/kept").write_text, "1")
@@ -472,6 +492,7 @@ def test_a_runner_s_tmp_has_a_limit_of_its_own(fal_tmp: Volume, fal_runner: Boot
     assert shutil.disk_usage("/tmp").total > MEGABYTE
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_the_test_s_tmp_is_not_limited_from_a_runner(fal_tmp: Volume, fal_runner: Boot) -> None:
     runner = fal_runner(Idle)
     with pytest.raises(EmulatorError) as caught:
@@ -482,6 +503,7 @@ def test_the_test_s_tmp_is_not_limited_from_a_runner(fal_tmp: Volume, fal_runner
     )
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_thread_outside_mounts_nothing_on_the_host(request: pytest.FixtureRequest) -> None:
     wanted: list[Volume] = []
     answers: list[BaseException] = []
@@ -526,6 +548,7 @@ def writes(volume: Volume) -> dict[str, Callable[[], object]]:
 @pytest.mark.parametrize(
     "write", ["write", "create", "delete", "mkdir", "rename", "chmod", "utime"]
 )
+@pytest.mark.fal(filesystem="namespace")
 def test_every_write_is_refused_when_read_only(volume: Volume, write: str) -> None:
     volume.write("there", b"old")
     with volume.read_only():
@@ -534,6 +557,7 @@ def test_every_write_is_refused_when_read_only(volume: Volume, write: str) -> No
     writes(volume)[write]()
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_programs_find_it_read_only(volume: Volume) -> None:
     with volume.read_only():
         command = ["touch", f"{volume.path}/x"]
@@ -541,6 +565,7 @@ def test_programs_find_it_read_only(volume: Volume) -> None:
     assert result.stderr.strip().endswith("Read-only file system")
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_runners_find_data_read_only(fal_data: Volume, fal_runner: Boot) -> None:
     runner = fal_runner(Idle)
     path = Path("/data/x")
@@ -552,6 +577,7 @@ def test_runners_find_data_read_only(fal_data: Volume, fal_runner: Boot) -> None
     assert late.run(path.read_text) == "x"
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_runner_s_tmp_is_read_only_alone(fal_tmp: Volume, fal_runner: Boot) -> None:
     one, two = fal_runner(Idle), fal_runner(Idle)
     path = Path("/tmp/x")
@@ -562,12 +588,14 @@ def test_a_runner_s_tmp_is_read_only_alone(fal_tmp: Volume, fal_runner: Boot) ->
     one.run(path.write_text, "x")
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_read_only_ends_when_the_block_raises(volume: Volume) -> None:
     with pytest.raises(KeyError), volume.read_only():
         raise KeyError
     volume.write("x", b"x")
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_read_only_nests(volume: Volume) -> None:
     with volume.read_only():
         with volume.read_only():
@@ -576,6 +604,7 @@ def test_read_only_nests(volume: Volume) -> None:
     (volume.path / "x").touch()
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_read_only_keeps_the_limit(volume: Volume) -> None:
     volume.limit(MEGABYTE)
     volume.write("x", b"x")
@@ -584,12 +613,14 @@ def test_read_only_keeps_the_limit(volume: Volume) -> None:
     assert shutil.disk_usage(volume.path).total == MEGABYTE
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_read_only_tmp_shows_what_the_process_needs(tmp_path: Path, fal_tmp: Volume) -> None:
     with fal_tmp.read_only():
         (tmp_path / "x").write_text("x")
     assert fal_tmp.tree() == []
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_read_only_volume_gets_no_limit(fal_data: Volume) -> None:
     with fal_data.read_only(), pytest.raises(EmulatorError) as caught:
         fal_data.limit(MEGABYTE)
@@ -776,16 +807,16 @@ def test_the_working_directory_is_the_same_afterwards(
     assert os.path.samefile(".", tmp_path)
 
 
-def test_the_working_directory_may_be_gone(
-    own: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_working_directory_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    own._disk.mount()
+    disk = MountedDisk(str(tmp_path / "volumes"))
+    disk.mount()
     assert {"/data", "/tmp"} <= mount_points()
-    own._disk.unmount(keep=False)
+    disk.unmount(keep=False)
+    disk.close()
     with pytest.raises(FileNotFoundError):
         os.getcwd()
 
@@ -802,8 +833,8 @@ def test_emulators_nest(own: Emulator, tmp_path: Path) -> None:
     own.stop()
 
 
-def test_only_the_thread_that_started_may_stop(own: Emulator) -> None:
-    disk = own._disk
+def test_only_the_thread_that_started_may_stop(tmp_path: Path) -> None:
+    disk = MountedDisk(str(tmp_path))
     disk.mount()
     answers: list[str] = []
 
@@ -818,6 +849,7 @@ def test_only_the_thread_that_started_may_stop(own: Emulator) -> None:
     thread.start()
     thread.join()
     disk.unmount(keep=False)
+    disk.close()
     assert answers == [
         "The emulator was started in another thread, or another emulator was started after it. "
         "Call stop() in the thread that called start(), the newest emulator first."

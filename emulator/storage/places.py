@@ -23,12 +23,14 @@ __all__ = [
     "NUMBER",
     "PLACE",
     "Place",
+    "default",
     "follow_threads",
     "here",
     "leave_threads",
     "move_to",
     "number_of_process",
     "outside",
+    "package_home",
     "set_default",
 ]
 
@@ -151,6 +153,11 @@ def set_default(place: Place | None) -> None:
     _default = place
 
 
+def default() -> Place | None:
+    """The place of :func:`set_default`."""
+    return _default
+
+
 def move_to(place: Place | None) -> None:
     """Put the calling thread, and those it starts from now on, into a place."""
     _here.place = place
@@ -204,11 +211,11 @@ def _run_in(thread: threading.Thread, place: Place) -> None:
     run = thread.run
 
     def run_here() -> None:
-        del thread.run  # type: ignore[method-assign]
+        del thread.run
         move_to(place)
         run()
 
-    thread.run = run_here
+    thread.run = run_here  # type: ignore[method-assign]
 
 
 def package_home() -> str:

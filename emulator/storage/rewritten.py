@@ -46,6 +46,8 @@ class RewrittenDisk(Disk):
         self._natives = Natives()
         self._directory = ""
         self._is_in_place = False
+        #: The place of the emulator around this one, if there is any.
+        self._outer: Place | None = None
         self._guarded = (DATA,) if not real_data and os.path.lexists(DATA) else ()
 
     def here(self) -> int:
@@ -65,6 +67,7 @@ class RewrittenDisk(Disk):
             self._begin(name)
             self._lay_out()
             self._directory = os.getcwd()
+            self._outer = places.default()
             places.set_default(self.place(self.tmp, self._empty))
             self._rewrite()
             self._is_in_place = True
@@ -161,7 +164,7 @@ class RewrittenDisk(Disk):
         file_times.stand_on(_functions())
         self._natives.uninstall()
         _rewriter.uninstall()
-        places.set_default(None)
+        places.set_default(self._outer)
         os.chdir(self._directory)
 
     def _refuse_limit(self) -> None:

@@ -109,6 +109,7 @@ def test_a_hit_is_returned_without_downloading_again(fal_origin: Origin) -> None
     does="each call costs a whole transfer, and room on the disk for a second copy",
     since="1.75.5",
 )
+@pytest.mark.fal(filesystem="namespace")
 def test_repeated_calls_need_no_room_for_another_copy(fal_origin: Origin, fal_data: Volume) -> None:
     """The page: repeated calls are essentially free. The SDK since 1.75.5: a call that finds its
     file needs the disk for it a second time, and fails where there is none."""

@@ -257,6 +257,7 @@ def test_generated_outputs_reach_users_through_the_cdn(
 
 
 @states("data-filesystem", "table-access-data")
+@pytest.mark.fal(filesystem="namespace")
 def test_data_is_mounted_on_every_runner(fal_runner: RunnerFactory) -> None:
     for runner in (fal_runner(Notes), fal_runner(Notes), fal_runner(OtherNotes)):
         assert runner.run(os.path.ismount, "/data")
@@ -264,6 +265,7 @@ def test_data_is_mounted_on_every_runner(fal_runner: RunnerFactory) -> None:
 
 
 @states("data-filesystem", "table-access-data")
+@pytest.mark.fal(filesystem="namespace")
 def test_data_is_a_file_system_for_every_program(fal_runner: RunnerFactory) -> None:
     """Folders, renames, links, appending; for the app and for what it starts."""
     runner = fal_runner(Notes)
@@ -286,6 +288,7 @@ def test_what_one_runner_writes_to_data_every_other_reads(
 
 
 @states("data-shared", "table-shared-data")
+@pytest.mark.fal(filesystem="namespace")
 def test_a_runner_started_later_finds_what_others_wrote_to_data(fal_runner: RunnerFactory) -> None:
     write(fal_runner(Notes), "/data/shared.txt", "earlier")
     later = fal_runner(OtherNotes)
@@ -383,6 +386,7 @@ def test_weights_on_data_are_downloaded_once_for_all_runners(
 
 
 @states("table-use-data")
+@pytest.mark.fal(filesystem="namespace")
 def test_datasets_on_data_are_read_by_every_program(
     fal_runner: RunnerFactory, fal_data: Volume
 ) -> None:
@@ -436,6 +440,7 @@ def test_what_one_runner_writes_to_tmp_no_other_sees(
 
 
 @states("tmp-local", "table-shared-tmp", "table-access-tmp")
+@pytest.mark.fal(filesystem="namespace")
 def test_the_programs_of_a_runner_see_its_tmp_and_no_others(fal_runner: RunnerFactory) -> None:
     one, two = fal_runner(Notes), fal_runner(Notes)
     one.run(in_shell, "echo scratch > /tmp/scratch.txt")
@@ -445,6 +450,7 @@ def test_the_programs_of_a_runner_see_its_tmp_and_no_others(fal_runner: RunnerFa
 
 
 @states("table-access-tmp")
+@pytest.mark.fal(filesystem="namespace")
 def test_tmp_is_a_file_system_for_every_program(fal_runner: RunnerFactory) -> None:
     runner = fal_runner(Notes)
     assert runner.run(os.path.ismount, "/tmp")

@@ -248,6 +248,7 @@ def test_a_body_that_ends_with_its_connection_is_taken_for_whole_when_it_is_cut(
 
 
 @states("no-partial")
+@pytest.mark.fal(filesystem="namespace")
 def test_a_full_disk_leaves_no_partial_file(fal_origin: Origin, fal_data: Volume) -> None:
     fal_origin.serve(URL, size=10 * CHUNK)
     fal_data.limit(5 * CHUNK)
@@ -258,6 +259,7 @@ def test_a_full_disk_leaves_no_partial_file(fal_origin: Origin, fal_data: Volume
 
 
 @states("no-partial")
+@pytest.mark.fal(filesystem="namespace")
 def test_a_read_only_disk_leaves_no_partial_file(fal_origin: Origin, fal_data: Volume) -> None:
     served = fal_origin.serve(URL, BODY)
     with fal_data.read_only(), pytest.raises(OSError, match="Read-only file system"):
