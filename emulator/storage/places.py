@@ -115,7 +115,9 @@ class Place:
 
 
 def _normal(path: str) -> str:
-    return posixpath.normpath(path) if "/." in path or "//" in path else path.rstrip("/") or "/"
+    if "/." in path or "//" in path:
+        return "/" + posixpath.normpath(path).lstrip("/")  # two slashes at the start are kept
+    return path.rstrip("/") or "/"
 
 
 def _stays_below(rest: str) -> bool:

@@ -98,7 +98,7 @@ def _real_of_relative(place: Place, text: str) -> str | None:
     full = f"{shown or directory}/{text}"
     real = place.real(full)
     if real is None and shown is not None:
-        return posixpath.normpath(full)  # it leads out of the volume, to the host's
+        return posixpath.normpath(full)  # out of the volume, to the host's
     return real
 
 
@@ -116,10 +116,11 @@ def _full(place: Place, path: Any) -> str:
 
 def _name_as_given(error: OSError, new: Any, given: Any) -> None:
     """Let an error name the path as the app wrote it."""
-    if error.filename == new:
-        error.filename = given
-    if error.filename2 == new:
-        error.filename2 = given
+    if new is not given:
+        if error.filename == new:
+            error.filename = os.fspath(given)
+        if error.filename2 == new:
+            error.filename2 = os.fspath(given)
 
 
 # --- what stands in the place of functions --------------------------------------------------------
@@ -163,7 +164,8 @@ def _second(real: Callable[..., Any]) -> Callable[..., Any]:
         has_descriptors = not {"src_dir_fd", "dst_dir_fd"}.isdisjoint(kwargs)
         if not has_descriptors and place.area(_full(place, src)) != place.area(_full(place, dst)):
             os.lstat(src)  # that it is not there comes first
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), src, None, dst)
+            names = os.fspath(src), None, os.fspath(dst)
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), *names)
         try:
             return real(source, target, **kwargs)
         except OSError as error:
