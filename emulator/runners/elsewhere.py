@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from emulator.errors import EmulatorError
 from emulator.network.peer import Peer
 from emulator.runners.runner import RunnerKilled
 
@@ -56,7 +58,17 @@ class Elsewhere:
         wire.hasten_elsewhere = self._hasten
 
     def runner(self, name: str, app: type, around: Surroundings, load: str) -> Runner:
-        """A runner in a process, not started yet."""
+        """A runner in a process, not started yet.
+
+        Raises:
+            EmulatorError: this system has no processes of the kind that it takes.
+        """
+        if sys.platform != "linux":
+            raise EmulatorError(
+                'isolation="process" needs what only Linux has (descriptors of processes, files in '
+                f"memory), and this system is {sys.platform}. Write fal_runner({app.__name__}): the "
+                "app then runs in a thread; or run the test in a Linux container."
+            )
         from emulator.runners.process import ProcessRunner
 
         services = self._prepare()

@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-__all__ = ["OutsideError", "Spot", "find", "open_folder"]
+__all__ = ["PATH_ONLY", "OutsideError", "Spot", "find", "open_folder"]
 
 #: As the kernel: a chain of more links is a circle.
 _MOST_LINKS = 40
-_STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Linux's descriptors of anything, which needs no right to read it; 0: there are none.
+PATH_ONLY: int = getattr(os, "O_PATH", 0)
+_STEP = PATH_ONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class OutsideError(Exception):
@@ -75,6 +77,15 @@ def open_folder(folder: int, name: str = ".") -> int:
     return os.open(name, flags, dir_fd=folder)
 
 
+def _open(name: str, folder: int) -> int:
+    """A descriptor of what has this name, of a link itself if it is one."""
+    if PATH_ONLY:
+        return os.open(name, _STEP, dir_fd=folder)
+    symbolic = getattr(os, "O_SYMLINK", 0)  # macOS's
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (symbolic or os.O_NOFOLLOW)
+    return os.open(name, flags, dir_fd=folder)
+
+
 class _Walk:
     def __init__(self, root: int, mount: str, make: bool) -> None:
         self._mount = mount
@@ -114,7 +125,7 @@ class _Walk:
     def _step(self, name: str, last: bool) -> int | None:
         folder = self._folders[-1]
         try:
-            return os.open(name, _STEP, dir_fd=folder)
+            return _open(name, folder)
         except FileNotFoundError:
             if last:
                 return None
@@ -122,12 +133,15 @@ class _Walk:
                 raise
         with suppress(FileExistsError):  # made by another just now
             os.mkdir(name, 0o777, dir_fd=folder)
-        return os.open(name, _STEP, dir_fd=folder)
+        return _open(name, folder)
 
     def _target(self, link: int, name: str) -> list[str]:
         """The names that a link, whose descriptor is closed, leads to."""
         try:
-            target = os.readlink("", dir_fd=link)
+            if PATH_ONLY:
+                target = os.readlink("", dir_fd=link)
+            else:
+                target = os.readlink(name, dir_fd=self._folders[-1])
         finally:
             os.close(link)
         self._links += 1

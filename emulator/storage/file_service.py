@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from emulator.storage.beneath import OutsideError, Spot, find, open_folder
+from emulator.storage.beneath import PATH_ONLY, OutsideError, Spot, find, open_folder
 from emulator.storage.spool import (
     FilesError,
     Names,
@@ -324,7 +324,7 @@ class FileService:
             yield view
             return
         # Anew each time: a limit or a read-only cover is mounted over the directory.
-        root = os.open(self._volume().backing, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(self._volume().backing, PATH_ONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             yield root
         finally:

@@ -15,6 +15,7 @@ import signal
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from emulator.errors import NamespaceRefusedError, ThreadsRunningError
@@ -141,8 +142,8 @@ def has_mount_capability() -> bool:
 
 
 def _status(name: str) -> str:
-    """A field of ``/proc/thread-self/status``; empty: the kernel does not have it."""
-    with open("/proc/thread-self/status") as status:
+    """A field of ``/proc/thread-self/status``; empty: the kernel does not have it, or no /proc."""
+    with suppress(FileNotFoundError), open("/proc/thread-self/status") as status:
         for line in status:
             if line.startswith(f"{name}:"):
                 return line.split()[1]
