@@ -177,6 +177,8 @@ def _assigned(init: ast.FunctionDef, lines: list[str], told: dict[str, str]) -> 
             kind = getattr(node, "annotation", None)
             if kind is None and isinstance(node.value, ast.Name):
                 kind = given.get(node.value.id)
+            elif kind is None and isinstance(node.value, ast.Call):
+                kind = node.value.func if ast.unparse(node.value.func)[0].isupper() else None
             written = f"{target.attr}: {ast.unparse(kind)}" if kind is not None else target.attr
             doc = _comment(lines, node) or told.get(target.attr, "")
             yield Member(target.attr, written, doc)
@@ -317,6 +319,7 @@ def fixtures_page() -> tuple[str, str]:
                 parts.append("The members are those of [fal_data](#fal_data).\n")
                 continue
             parts.append(f"Its type is `{gives}`. {markdown(inspect.getdoc(cls) or '')}\n")
+            parts.append("*Members:*\n")
             parts += [_entry(member, ".") for member in members_of(cls)]
     return _page("fixtures.md", "Fixtures", *parts)
 
