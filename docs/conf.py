@@ -13,7 +13,7 @@ author = "pytest-fal contributors"
 copyright = "pytest-fal contributors, MIT licence"
 version = release = pytest_fal.__version__
 
-extensions = ["myst_parser", "repository_files"]
+extensions = ["myst_parser", "navigation", "repository_files"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_ext"]
 # Lines that read themselves as Python, console or output are coloured; nothing is guessed.

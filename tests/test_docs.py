@@ -96,9 +96,8 @@ def test_a_sample_of_output_is_what_is_printed(block, pytester):
 
 def test_every_block_is_of_a_kind_that_is_looked_at():
     kinds = {"python", "console", "text", "sh", "yaml", "toml", "dockerfile"}
-    unknown = [str(b) for b in of_kind(*{b.kind for bs in BLOCKS.values() for b in bs} - kinds)]
-    # Sphinx has the lists of pages, and complains by itself.
-    assert [place for place in unknown if not place.startswith("index.md:")] == []
+    others = [b for blocks in BLOCKS.values() for b in blocks if b.kind not in kinds]
+    assert [f"{block}: {block.kind!r}" for block in others] == []
 
 
 def test_a_file_of_a_walkthrough_has_a_name():
@@ -236,10 +235,26 @@ def test_a_script_that_cannot_be_is_found(script):
 
 def test_every_page_is_in_the_navigation():
     index = (ROOT / "docs" / "index.md").read_text("utf-8")
-    lists = "\n".join(b.text for b in read(index) if b.kind == "{toctree}")
-    listed = re.findall(r"^(?:.*<)?([\w-]+)>?$", lists, re.MULTILINE)
+    listed = re.findall(r"^- \[.+?\]\(([\w-]+)\.md\): ", index, re.MULTILINE)
     there = sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
-    assert sorted(listed) == there, "each page of docs/ stands once in a list in docs/index.md"
+    assert sorted(listed) == there, (
+        "each page of docs/ stands once in a list of docs/index.md: - [title](page.md): what it is"
+    )
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_links_of_a_page_outside_the_site_lead_somewhere(page):
+    """Those of the pages in docs/ are the site's to check."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?\)", (ROOT / page).read_text("utf-8"))
+    assert [path for path, _ in links if not (ROOT / path).exists()] == []
+    lost = [(p, a) for p, a in links if a and a not in anchors((ROOT / p).read_text("utf-8"))]
+    assert lost == []
+
+
+def anchors(text: str) -> set[str]:
+    """Those of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_readme_shows_every_fixture():
