@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,20 @@ INTERNAL = {
     "Ledger": "before_reading event open reset",
     "NodeUpload": "application appointments due form headers is_moving waited",
     "Origin": "answers handle hosts reset served_at",
+    "Resolver": ("admits before_connect before_file before_lookup install lookup reset uninstall"),
     "Runner": (
         "app_class begin catch_up check_takes_requests dial hang_up is_here runs send start was_up"
     ),
     "Scaling": "holds_runners limits of redeployed",
+    "Which": "fits is_of_requests of",
     "Uploader": "abort accept check_room end finish open receive reset socket wait",
     "User": "as_caller forget is_owner names",
     "Volume": "between check hide remount save uncover",
     "WebhookReceiver": "answers handle offer reset",
 }
+
+#: Types that tests meet without importing them.
+BESIDES = (("Resolver", "emulator.network.resolver"), ("Which", "emulator.network.matching"))
 
 #: What the environment of a test has while it uses a fixture of ours.
 VARIABLES = {
@@ -122,15 +128,16 @@ class Member:
 
 
 def public_types() -> dict[str, type]:
-    """The classes that ``pytest_fal`` exports, by name, without respx's."""
+    """The classes that ``pytest_fal`` exports, without respx's, and those in :data:`BESIDES`."""
     import pytest_fal
 
     found = {name: getattr(pytest_fal, name) for name in pytest_fal.__all__}
-    return {name: item for name, item in found.items() if item.__module__ in _ours(item)}
+    found |= {name: getattr(importlib.import_module(where), name) for name, where in BESIDES}
+    return {name: item for name, item in found.items() if _is_ours(item)}
 
 
-def _ours(item: type) -> tuple[str, ...]:
-    return (item.__module__,) if item.__module__.startswith(("emulator", "pytest_fal")) else ()
+def _is_ours(item: type) -> bool:
+    return item.__module__.startswith(("emulator", "pytest_fal"))
 
 
 def members_of(cls: type) -> list[Member]:
@@ -138,7 +145,7 @@ def members_of(cls: type) -> list[Member]:
     found: dict[str, Member] = {}
     inner = INTERNAL.get(cls.__name__, "").split()
     for base in cls.__mro__:
-        if not _ours(base) or base.__name__ == "Settings":
+        if not _is_ours(base) or base.__name__ == "Settings":
             continue
         for member in _written_in(base):
             if member.name not in inner and not member.name.startswith("_"):
@@ -150,6 +157,33 @@ def members_of(cls: type) -> list[Member]:
 
 def _written_in(cls: type) -> Iterator[Member]:
     """What one class itself defines: attributes first, as the code has them, then the rest."""
+    for member in _as_written(cls):
+        yield Member(member.name, _spelt_out(member.signature, cls.__module__), member.doc)
+
+
+def _spelt_out(signature: str, module: str) -> str:
+    """With the values that a name for a ``Literal`` stands for, without what only mypy reads."""
+    for name, values in (_literals("emulator") | _literals(module)).items():
+        signature = re.sub(rf"(?<=[:>|] ){name}\b", values, signature)
+    return signature.replace(": Unpack[Matchers]", "")
+
+
+@cache
+def _literals(module: str) -> dict[str, str]:
+    """By name the values that stand in a module; of a package, in all of its modules."""
+    file = Path(sys.modules[module].__file__ or "")
+    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+    return {
+        name: " ".join(values.split()).replace("[ ", "[").replace(", ]", "]")
+        for file in files
+        for name, values in re.findall(_LITERAL, file.read_text("utf-8"), re.MULTILINE)
+    }
+
+
+_LITERAL = r"^(\w+) = (Literal\[[^]]+\])"
+
+
+def _as_written(cls: type) -> Iterator[Member]:
     lines, _ = inspect.getsourcelines(cls)
     tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
     assert isinstance(tree, ast.ClassDef)
@@ -267,6 +301,15 @@ def markdown(doc: str) -> str:
     return "\n\n".join(parts)
 
 
+def _about(cls: type) -> str:
+    """The words about a class; how it is made is told only of what a test makes by itself."""
+    doc = inspect.getdoc(cls) or ""
+    return markdown(doc if cls.__name__ == "Emulator" else re.sub(_ARGUMENTS, "", doc))
+
+
+_ARGUMENTS = r"(?:^|\n\n)Args:\n(?:    .*\n?|\n)+"
+
+
 def _entry(member: Member, of: str = "") -> str:
     doc = member.doc[:1].upper() + member.doc[1:]
     signature = member.signature.replace("'", '"')
@@ -280,6 +323,10 @@ def _page(name: str, title: str, *parts: str) -> tuple[str, str]:
 # --- the pages ------------------------------------------------------------------------------------
 
 
+_BEFORE = {
+    "fal_faults": "*Members*; `**which` are the keywords of [Which](types.md#which), such as "
+    '`path="/weights.bin", times=1`:\n',
+}
 _AFTER = {
     "fal_runner": "It returns a [Runner](types.md#runner).\n",
     "fal_cuda_runner": "What a test needs of its device stands in [its marker](options.md#markers)."
@@ -318,8 +365,8 @@ def fixtures_page() -> tuple[str, str]:
             if name == "fal_tmp":
                 parts.append("The members are those of [fal_data](#fal_data).\n")
                 continue
-            parts.append(f"Its type is `{gives}`. {markdown(inspect.getdoc(cls) or '')}\n")
-            parts.append("*Members:*\n")
+            parts.append(f"Its type is `{gives}`. {_about(cls)}\n")
+            parts.append(_BEFORE.get(name, "*Members:*\n"))
             parts += [_entry(member, ".") for member in members_of(cls)]
     return _page("fixtures.md", "Fixtures", *parts)
 
@@ -348,12 +395,12 @@ def types_page() -> tuple[str, str]:
     shown = {gives for _, _, gives in fixtures()} | {"Settings", "RunnerFactory"}
     parts = [
         "What the members of [the fixtures](fixtures.md) return. Import a name from `pytest_fal` "
-        "to write it into an annotation. [Settings](settings.md) and [errors](errors.md) have "
-        "pages of their own.\n"
+        "to write it into an annotation (`Resolver` and `Which` need none). "
+        "[Settings](settings.md) and [errors](errors.md) have pages of their own.\n"
     ]
     for name, cls in sorted(public_types().items()):
         if name not in shown and not issubclass(cls, Exception):
-            parts.append(f"## {name}\n\n{markdown(inspect.getdoc(cls) or '')}\n")
+            parts.append(f"## {name}\n\n{_about(cls)}\n")
             parts += [_entry(member, ".") for member in members_of(cls)]
     return _page("types.md", "Types", *parts)
 
@@ -377,7 +424,7 @@ def errors_page() -> tuple[str, str]:
         kind = "warning" if issubclass(cls, Warning) else "error"
         parts.append(
             f"## {name}\n\nA{'n' if kind == 'error' else ''} {kind}, a kind of {bases}. "
-            f"`from {module} import {name}`\n\n{markdown(inspect.getdoc(cls) or '')}\n"
+            f"`from {module} import {name}`\n\n{_about(cls)}\n"
         )
         parts += [
             _entry(member, ".") for member in members_of(cls) if not member.name.startswith("fal_")
@@ -526,7 +573,7 @@ def unknown_internals() -> list[str]:
     """Names in INTERNAL that no class has any more."""
     gone = []
     for name, cls in public_types().items():
-        there = {m.name for base in cls.__mro__ if _ours(base) for m in _written_in(base)}
+        there = {m.name for base in cls.__mro__ if _is_ours(base) for m in _written_in(base)}
         gone += [f"{name}.{x}" for x in INTERNAL.get(name, "").split() if x not in there]
     return gone + [name for name in INTERNAL if name not in public_types()]
 
