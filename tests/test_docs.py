@@ -272,3 +272,21 @@ def test_the_settings_are_all_described():
     from emulator.settings import Settings
 
     assert [n for n, f in Settings.model_fields.items() if not f.description] == []
+
+
+# --- what checks the built site -------------------------------------------------------------------
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import check_links
+
+    (tmp_path / "style.css").touch()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.html").write_text('<h1 id="there">C</h1><a href="../a.html">back</a>')
+    good = ["b/c.html", "b/c.html#there", "#here", "style.css", "https://example.com/", "b/c.html#"]
+    bad = ["b/d.html", "b/c.html#not-there", "#nor-here"]
+    links = "".join(f'<a href="{link}">x</a>' for link in good + bad)
+    (tmp_path / "a.html").write_text(f'<h1 id="here">A</h1>{links}')
+
+    assert check_links.broken(tmp_path) == [f"a.html: {link}" for link in sorted(bad)]
