@@ -92,6 +92,7 @@ class Emulator:
         authority: bytes | None = None,
         visible: Iterable[str] = (),
     ) -> None:
+        #: The settings in force.
         self.settings = settings or Settings()
         self._given = self.settings
         self._own_root = root is None
@@ -100,11 +101,16 @@ class Emulator:
         self._visible = tuple(visible)
         self._prepared = False
         self._undo = ExitStack()
+        #: Whether a test is running on it.
         self.active = False
 
+        #: The one clock.
         self.clock = Clock()
+        #: What happened.
         self.ledger = Ledger(self.clock.now)
+        #: Everybody else's servers.
         self.origin = Origin()
+        #: What goes wrong on the network.
         self.faults = Faults(self.clock.sleep)
         self._routes = Routes()
         self._identities = Identities(self.clock.now, lambda: self.settings)

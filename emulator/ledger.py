@@ -31,17 +31,20 @@ _SECRET_NAMES = ("auth", "authorization")
 class Exchange:
     """One request and what became of it."""
 
+    #: Counted from 1, within the test.
     number: int
     #: Virtual time of the request.
     at: datetime
     #: What sent it: ``"httpx"``, ``"urllib"`` or ``"wire"`` (any other client, over a socket);
     #: ``"node"``: the node's uploader, to a bucket; ``"fal"``: the platform, a webhook.
     client: str
+    #: HTTP method.
     method: str
     #: The URL, with the values of secret parameters replaced by ``***``.
     url: str
     #: Path on the host, without the query.
     path: str
+    #: Name of the host, without the port.
     host: str
     #: Lower-case header names; credentials are replaced by ``***``.
     request_headers: dict[str, str] = field(repr=False)
@@ -51,10 +54,13 @@ class Exchange:
     address: str | None = None
     #: The nickname of the user who asks, where fal's hosts were shown a valid credential.
     user: str | None = None
+    #: HTTP status of the answer; None: there is none, or not yet.
     status: int | None = None
+    #: Lower-case header names; credentials are replaced by ``***``.
     response_headers: dict[str, str] = field(default_factory=dict, repr=False)
-    #: Body bytes that really moved.
+    #: Body bytes of the request that really moved.
     bytes_received: int = 0
+    #: Body bytes of the answer that the client really took.
     bytes_sent: int = 0
     #: What the emulator has to say about it: a fault that struck, an unknown lifecycle key.
     notes: list[str] = field(default_factory=list)
@@ -73,8 +79,11 @@ class Exchange:
 class Event:
     """Something that is no exchange: a runner's state, an expiry, a refused connection."""
 
+    #: Virtual time.
     at: datetime
+    #: What it is about: ``"runner"``, ``"expired"``, ``"refused"``.
     kind: str
+    #: What happened, in words.
     text: str
     #: As fal's own API names it, where it does: ``"runner_started"`` [§4.1].
     category: str | None = None
@@ -86,6 +95,7 @@ class Ledger:
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._lock = threading.Lock()
+        #: Every exchange of the test, in order.
         self.exchanges: list[Exchange] = []
         self._events: list[Event] = []
         #: Called before events are read: adds those that are known of only now.

@@ -22,6 +22,7 @@ class Appointment:
     number: int
     #: How often it was called.
     calls: int = 0
+    #: Whether it is not to be called any more.
     cancelled: bool = False
 
     def cancel(self) -> None:

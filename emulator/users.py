@@ -44,6 +44,7 @@ class User:
     """
 
     def __init__(self, nickname: str, users: Users) -> None:
+        #: As access rules and app ids name the user.
         self.nickname = nickname
         #: As access rules may name the user too.
         self.id = f"user_{hashlib.sha256(nickname.encode()).hexdigest()[:16]}"

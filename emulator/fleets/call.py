@@ -54,6 +54,7 @@ class Payloads(NamedTuple):
 class Attempt:
     """One run of a handler for a call."""
 
+    #: Counted from 1, within its call.
     number: int
     #: ``gateway_request_id``: the call's own for the first attempt, a new one for each retry.
     id: str
@@ -89,10 +90,13 @@ class Call:
         at: datetime,
     ) -> None:
         self._dispatch = dispatch
+        #: Counted from 1, within the test.
         self.number = number
         #: ``x-fal-request-id``: the same in every attempt.
         self.request_id = request_id
+        #: HTTP method.
         self.method = incoming.method
+        #: In the app, with the query.
         self.path = incoming.path
         self.body = incoming.body
         #: Where its answer is sent to, besides.
@@ -125,6 +129,7 @@ class Call:
         self.completed_at: datetime | None = None
         #: Why it will have no response: dropped at a test's end.
         self.dropped = False
+        #: Whether its caller has taken it back.
         self.cancelled = False
         #: ``X-Fal-Store-IO``: whether its payloads are kept.
         self.stores_payloads = True

@@ -71,11 +71,17 @@ class Attempt:
 class Delivery:
     """A webhook on its way to its receiver."""
 
+    #: The receiver's.
     url: str
+    #: Of the request whose end it tells.
     request_id: str
+    #: Of that request's last attempt.
     gateway_request_id: str
+    #: Of the account whose request it is.
     user_id: str
+    #: The JSON that is signed and sent.
     body: bytes = field(repr=False)
+    #: What became of it so far, the first attempt first.
     attempts: list[Attempt] = field(default_factory=list)
     #: ``"failed"``: given up; ``"dropped"``: the test ended before.
     state: Literal["pending", "delivered", "failed", "dropped"] = "pending"

@@ -25,17 +25,29 @@ _BLOCK = bytes(range(256)) * 4096  # 1 MiB, the content of synthetic bodies, rep
 class ServedFile:
     """A file that the test serves. Change it at any time; the next request sees it."""
 
+    #: Where it is served.
     url: str
+    #: The bytes; empty where ``size`` makes them.
     content: bytes = field(repr=False)
+    #: Bytes of a synthetic body; None: it is ``content``.
     size: int | None
+    #: HTTP status of the answer.
     status: int
+    #: Header of that name; None: none is sent.
     content_type: str | None
+    #: ``"true"``, ``"absent"``, or a false number.
     content_length: Literal["true", "absent"] | int
+    #: Whether it is sent compressed.
     gzip: bool
+    #: Whether ranges can be asked for.
     ranges: bool
+    #: Other headers of the answer.
     headers: dict[str, str]
+    #: Headers without which a request is refused.
     require_headers: dict[str, str]
+    #: Status of that refusal.
     require_status: int
+    #: URL to which requests are sent on; None: none.
     redirect_to: str | None
     #: The requests that reached it, in order.
     requests: list[Exchange] = field(default_factory=list, repr=False)

@@ -47,12 +47,17 @@ class Webhook:
 
     #: None, where the body is no JSON object, or has none.
     request_id: str | None
+    #: Of the request's last attempt; None, as above.
     gateway_request_id: str | None
+    #: Whether the request came to a result.
     status: Literal["OK", "ERROR"] | None
+    #: The app's answer, or what went wrong.
     payload: Any
     #: "Invalid status code: 422", where the app has not answered 2xx.
     error: str | None
+    #: Why there is no payload: the answer is no JSON.
     payload_error: str | None
+    #: As they came.
     headers: httpx.Headers = field(repr=False)
     #: As it came: what the signature is for.
     body: bytes = field(repr=False)

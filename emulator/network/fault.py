@@ -34,7 +34,9 @@ class NotConnected(Exception):  # noqa: N818 - carries an error to where it can 
 class Fault:
     """One injected fault; :attr:`struck` are the exchanges it hit."""
 
+    #: What goes wrong: ``"status 503"``.
     kind: str
+    #: The requests that it is for.
     which: Which
     #: Where in the life of a connection it strikes.
     stage: Stage = "exchange"
@@ -54,6 +56,7 @@ class Fault:
     )
     #: A certificate's flaw, at the handshake.
     flaw: Flaw | None = None
+    #: The exchanges that it hit, in order.
     struck: list[Exchange] = field(default_factory=list, repr=False)
     #: How often it struck where there was no exchange: at a file.
     strikes: int = 0

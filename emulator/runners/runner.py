@@ -71,6 +71,7 @@ class Runner(abc.ABC):
     """
 
     def __init__(self, name: str, app_class: type, around: Surroundings) -> None:
+        #: ``"runner-1"``, and so on; the ledger has it.
         self.name = name
         self.app_class = app_class
         #: What the app printed, line by line.

@@ -56,7 +56,9 @@ class Bucket:
     def __init__(
         self, name: str, provider: Provider, objects: Objects, now: Callable[[], datetime]
     ) -> None:
+        #: As URLs and clients have it.
         self.name = name
+        #: ``"s3"``, ``"r2"`` or ``"gcs"``.
         self.provider: Provider = provider
         self._objects = objects
         self._now = now

@@ -51,8 +51,11 @@ __all__ = ["CDNFile", "CDNFiles"]
 class CDNFile:
     """A file on the CDN."""
 
+    #: Where it is, without a signature.
     url: str
+    #: As it was uploaded.
     file_name: str
+    #: The declared one.
     content_type: str
     #: Bytes.
     size: int

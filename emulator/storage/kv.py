@@ -38,8 +38,11 @@ class KVError(RefusedRequest):
 class KVEntry:
     """A value under its key, as one write left it."""
 
+    #: Name of the store.
     db: str
+    #: The key in it.
     key: str
+    #: The value.
     value: str
     #: Virtual time of the write.
     set_at: datetime

@@ -43,7 +43,9 @@ class Form:
 class NodeUpload:
     """An upload by way of the node. Its URL is handed out before there is anything behind it."""
 
+    #: The node's name for it.
     id: str
+    #: The file's URL, handed out before there is anything behind it.
     url: str
     form: Form
     #: ``"receiving"``: its URL is reserved; ``"pending"``: accepted, and on its way; then
