@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,8 @@ _LONGEST_PATH = 100
 #: Where a socket file goes whose own folder has too long a name: on the host, in no volume.
 _SHORT_FOLDERS = ("/var/tmp", "/dev/shm", "/run")
 _CREDENTIALS = struct.Struct("3i")
+#: macOS's, for which Python has no names.
+_SOL_LOCAL, _LOCAL_PEERPID = 0, 2
 
 
 class UnixServer(Server):
@@ -104,6 +107,8 @@ class UnixServer(Server):
         """Before a socket of this process connects: let it tell the runner of its thread."""
         if address not in (self.path, os.fsencode(self.path)) or sock.getsockname():
             return
+        if sys.platform != "linux":  # names that are no files are Linux's
+            return
         # A process that an app forks is told by its mounts, and its names would be ours again.
         number = self._runner() if os.getpid() == self._process else None
         if number is not None:
@@ -136,12 +141,20 @@ class UnixServer(Server):
         return _UnixConnection(self, sock, self._number_of(sock, address))
 
     def _number_of(self, sock: socket.socket, address: Any) -> int | None:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        process = _CREDENTIALS.unpack(credentials)[0]
+        process = _process_of(sock)
         if process != self._process:
             return self._runner_of(process)
         name = os.fsdecode(address)
         return int(name.rpartition("-")[2]) if name.startswith(self._prefix) else None
+
+
+def _process_of(client: socket.socket) -> int:
+    """The process at the other end."""
+    if sys.platform == "darwin":
+        told = client.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID, struct.calcsize("i"))
+        return int.from_bytes(told, sys.byteorder)
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
 
 
 class _UnixConnection(Connection):

@@ -66,8 +66,8 @@ class Elsewhere:
         if sys.platform != "linux":
             raise EmulatorError(
                 'isolation="process" needs what only Linux has (descriptors of processes, files in '
-                f"memory), and this system is {sys.platform}. Write fal_runner({app.__name__}): the "
-                "app then runs in a thread; or run the test in a Linux container."
+                f"memory), and this system is {sys.platform}. Write fal_runner({app.__name__}): "
+                "the app runs in a thread then; or run the test in a Linux container."
             )
         from emulator.runners.process import ProcessRunner
 

@@ -53,6 +53,7 @@ def test_a_cached_file_is_transferred_again(fal_origin):
     topic=TOPIC,
     seen=("1.75.5", "1.83.0"),
 )
+@pytest.mark.fal(filesystem="namespace")
 def test_a_cached_file_needs_room_for_a_second_copy(fal_origin, fal_data):
     """A cached file cannot be had on a full disk.
 
@@ -74,6 +75,7 @@ def test_a_cached_file_needs_room_for_a_second_copy(fal_origin, fal_data):
     topic=TOPIC,
     seen=("1.75.5", "1.83.0"),
 )
+@pytest.mark.fal(filesystem="namespace")
 def test_a_cached_file_needs_a_writable_disk(fal_origin, fal_data):
     """A cached file cannot be had from a read-only volume, and the error is another one.
 
@@ -191,6 +193,7 @@ def test_nothing_is_tried_again(fal_origin, fal_faults):
     topic=TOPIC,
     seen=("1.75.5", "1.83.0"),
 )
+@pytest.mark.fal(filesystem="namespace")
 def test_a_full_disk_is_tried_again_at_every_address(fal_emulator, fal_origin, fal_data):
     """A full disk is taken for a bad server: the file is downloaded again from each address.
 

@@ -199,6 +199,7 @@ def test_the_token_goes_to_nobody_else(runner: Runner, fal_origin: Origin) -> No
         pytest.param(1_450_000, id="shrinking"),
     ],
 )
+@pytest.mark.fal(filesystem="namespace")
 def test_a_full_disk_is_not_the_callers_fault(
     runner: Runner, fal_origin: Origin, room: int
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_full_disk_is_not_the_callers_fault(
     assert response.json() == {"detail": "the disk of this runner is full"}
 
 
+@pytest.mark.fal(filesystem="namespace")
 def test_a_subprocess_meets_the_full_disk_too(runner: Runner, fal_origin: Origin) -> None:
     fal_origin.serve(URL, archive_of(a_png=noise(), b_png=noise()))
     runner.tmp.limit(2_250_000)
