@@ -28,7 +28,8 @@ __all__ = [
 _SUBRESOURCES = re.compile(
     "accelerate|acl|analytics|cors|delete|inventory|legal-hold|lifecycle|location|logging|metrics|"
     "notification|object-lock|partNumber|policy|replication|requestPayment|response-[a-z-]+|"
-    "restore|retention|select|tagging|torrent|uploadId|uploads|versionId|versioning|versions|website"
+    "restore|retention|select|select-type|storageClass|tagging|torrent|uploadId|uploads|versionId|"
+    "versioning|versions|website"
 )
 
 
