@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import page
 from mutants import Module, Mutant
@@ -104,12 +103,11 @@ def _survivors(target: Target, module: Module, baseline: Baseline) -> Iterator[M
             noticed.add(mutant.name)
 
     for mutant in module.mutants:
-        tests = baseline.tests_of(mutant)
-        if tests is not None and not tests:
+        if baseline.tests_of(mutant) == frozenset():
             continue  # nothing calls it
         if len(running) == _AT_A_TIME:
             finish_one()
-        running[start(target, module, mutant, tests)] = mutant
+        running[start(target, module, mutant, baseline)] = mutant
     while running:
         finish_one()
     yield from (mutant for mutant in module.mutants if mutant.name not in noticed)

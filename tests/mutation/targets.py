@@ -41,10 +41,10 @@ class Target:
 TARGETS = (
     Target("emulator/storage/lifecycle.py", ("test_lifecycle.py",), quick=True),
     Target("emulator/timeline.py", ("test_timeline.py",), quick=True),
-    Target("emulator/schedule.py", ("test_agenda.py",), quick=True),
+    Target("emulator/schedule.py", ("test_schedule.py",), quick=True),
     Target(
         "emulator/clock.py",
-        ("test_clock_moves.py",),
+        ("test_clock.py", "test_schedule.py"),
         quick=True,
         only=(
             "Clock.freeze",
@@ -68,6 +68,6 @@ TARGETS = (
     Target("emulator/storage/signatures.py", ("test_signatures.py",)),
     Target("emulator/storage/presigning.py", ("test_signatures.py",)),
     Target("emulator/storage/post_policy.py", ("test_post_forms.py",)),
-    Target("emulator/storage/upload_policy.py", ("test_policies_handed_on.py",)),
-    Target("emulator/storage/media.py", ("test_media.py",)),
+    Target("emulator/storage/upload_policy.py", ("test_upload_policy.py",)),
+    Target("emulator/storage/media.py", ("test_strictness.py",)),
 )

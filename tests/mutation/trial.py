@@ -11,14 +11,17 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.util
+import math
 import os
 import pickle
 import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any
@@ -30,8 +33,9 @@ from targets import ROOT, Target
 
 __all__ = ["Baseline", "measure", "start"]
 
-#: Beyond this a test hangs. Of the processor's time, so that a busy machine changes nothing.
-_SECONDS = 20.0
+#: Tests that take so much longer than they did hang: plus seconds, times. Of the processor's time,
+#: so that a busy machine changes nothing.
+_LONGER = 5.0, 3.0
 #: For those that hang without doing anything.
 _REAL_SECONDS = 300.0
 _MEMORY = 4 << 30
@@ -48,6 +52,8 @@ class Baseline:
     callers: Mapping[int, frozenset[str]]
     #: What they import of other projects.
     imported: tuple[str, ...]
+    #: Of the processor's time.
+    seconds: float
 
     def tests_of(self, mutant: Mutant) -> frozenset[str] | None:
         """The tests that can notice a change; None: all, for what is run by the import."""
@@ -85,10 +91,11 @@ def measure(target: Target, module: Module) -> Baseline:
             status = _run_tests(target, module.code(), None, callers)
             imported = tuple(sorted(name for name in sys.modules if _is_foreign(name)))
             found = {line: frozenset(names) for line, names in callers.found.items()}
-            Path(kept.name).write_bytes(pickle.dumps(Baseline(found, imported)))
+            baseline = Baseline(found, imported, time.process_time())
+            Path(kept.name).write_bytes(pickle.dumps(baseline))
             return status
 
-        status = os.waitstatus_to_exitcode(os.waitpid(_fork(run, quiet=False), 0)[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(_fork(run, math.inf), 0)[1])
         if status != 0:
             raise RuntimeError(f"{', '.join(target.tests)}: they fail as it is ({status})")
         baseline: Baseline = pickle.loads(Path(kept.name).read_bytes())
@@ -98,9 +105,12 @@ def measure(target: Target, module: Module) -> Baseline:
     return baseline
 
 
-def start(target: Target, module: Module, mutant: Mutant, tests: frozenset[str] | None) -> int:
+def start(target: Target, module: Module, mutant: Mutant, baseline: Baseline) -> int:
     """Begin a trial; returns the number of its process, which ends with 0 if nothing was noticed."""
-    return _fork(lambda: _run_tests(target, module.code(mutant), tests), quiet=True)
+    plus, times = _LONGER
+    tests = baseline.tests_of(mutant)
+    run = partial(_run_tests, target, module.code(mutant), tests)
+    return _fork(run, plus + times * baseline.seconds)
 
 
 def _is_foreign(name: str) -> bool:
@@ -108,21 +118,22 @@ def _is_foreign(name: str) -> bool:
     return top not in (*_OWN, "__main__") and not top.startswith("test_")
 
 
-def _fork(run: Callable[[], int], quiet: bool) -> int:
+def _fork(run: Callable[[], int], seconds: float) -> int:
+    """Run it in a child, of which nothing is seen if its time is limited."""
     sys.stdout.flush()
     child = os.fork()
     if child:
         return child
     status = 70
     try:
-        if quiet:
+        if seconds < math.inf:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            signal.setitimer(signal.ITIMER_REAL, _REAL_SECONDS)
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.setitimer(signal.ITIMER_PROF, _SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, _REAL_SECONDS)
         status = run()
     finally:
         sys.stdout.flush()
@@ -160,13 +171,30 @@ class _Chosen:
     def __init__(self, names: frozenset[str] | None) -> None:
         self._names = names
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        chosen = [one for one in items if self._names is None or one.nodeid in self._names]
-        items[:] = sorted(chosen, key=_has_examples)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.addinivalue_line("markers", "fal: settings of a test that is not run here")
+
+    @pytest.fixture
+    def fal_clock(self) -> Iterator[Any]:
+        """The one fixture of the plugin's that tests of a pure module may have: just a clock."""
+        from emulator.clock import Clock
+
+        clock = Clock()
+        yield clock
+        clock.reset()
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        chosen = [
+            one
+            for one in items
+            if not _needs_more(one) and (self._names is None or one.nodeid in self._names)
+        ]
+        items[:] = sorted(chosen, key=lambda one: hasattr(one.obj, "hypothesis"))
 
 
-def _has_examples(item: pytest.Item) -> bool:
-    return hasattr(getattr(item, "obj", None), "hypothesis")
+def _needs_more(item: Any) -> bool:
+    """Whether a test is about more than a module: it has fixtures of the plugin's."""
+    return any(name.startswith("fal_") and name != "fal_clock" for name in item.fixturenames)
 
 
 class _Callers:
