@@ -1,7 +1,7 @@
 """The small changes that are made to a module, one at a time: pure, from source to syntax trees.
 
-Not changed is what no program sees at run time: docstrings, annotations, type aliases, ``__all__``
-and what stands under ``if TYPE_CHECKING``.
+Not changed is what no program sees at run time: docstrings, annotations, type aliases, ``__all__``,
+that a dataclass is frozen, and what stands under ``if TYPE_CHECKING``.
 """
 
 from __future__ import annotations
@@ -228,6 +228,8 @@ class _Finder:
 def _is_invisible(node: ast.AST) -> bool:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return True  # a docstring
+    if isinstance(node, ast.keyword) and node.arg == "frozen":
+        return True  # whoever would change one is told by mypy
     if isinstance(node, ast.If) and _name_of(node.test) == "TYPE_CHECKING":
         return True
     if isinstance(node, ast.AnnAssign) and _name_of(node.annotation) == "TypeAlias":
@@ -271,9 +273,6 @@ def _changes(node: ast.AST, place: Place) -> Iterator[Any]:
             yield ast.Pass()
         case ast.Constant(value):
             yield from _constants(value)
-        case ast.JoinedStr(values):
-            if any(isinstance(value, ast.Constant) for value in values):
-                yield ast.JoinedStr([ast.Constant("XX"), *values, ast.Constant("XX")])
         case ast.IfExp(_, body, orelse):
             yield body
             yield orelse

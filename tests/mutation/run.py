@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,19 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no {unknown[0]}. Write some of: {', '.join(known)}")
     chosen = [t for t in TARGETS if t.name in names or (not names and (t.quick or not given.quick))]
 
-    prepare()
     survivors, rows, good = Survivors.read(), page.read(), True
-    for target in chosen:
-        result = _try_all(target)
-        wrong = list(_complaints(target, result, survivors.of(target)))
-        good = good and not wrong
-        total, survived = len(result.module.mutants), len(result.survived)
-        rows[target.path] = page.Row.of(target, total, survived, result.seconds)
-        print(
-            f"{target.path}: {total} changes, {total - survived} noticed, {survived} not, "
-            f"{result.seconds:.0f} s",
-            *wrong, sep="\n", flush=True,
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        prepare(folder)
+        for target in chosen:
+            result = _try_all(target)
+            wrong = list(_complaints(target, result, survivors.of(target)))
+            good = good and not wrong
+            total, survived = len(result.module.mutants), len(result.survived)
+            rows[target.path] = page.Row.of(target, total, survived, result.seconds)
+            print(
+                f"{target.path}: {total} changes, {total - survived} noticed, {survived} not, "
+                f"{result.seconds:.0f} s",
+                *wrong, sep="\n", flush=True,
+            )  # fmt: skip
     if writing and good:
         page.write(rows)
     return 0 if good else 1

@@ -68,6 +68,6 @@ TARGETS = (
     Target("emulator/storage/signatures.py", ("test_signatures.py",)),
     Target("emulator/storage/presigning.py", ("test_signatures.py",)),
     Target("emulator/storage/post_policy.py", ("test_post_forms.py",)),
-    Target("emulator/storage/upload_policy.py", ("test_upload_policy.py",)),
+    Target("emulator/storage/upload_policy.py", ("test_upload_policy_read.py",)),
     Target("emulator/storage/media.py", ("test_strictness.py",)),
 )

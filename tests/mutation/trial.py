@@ -8,6 +8,7 @@ some 100 milliseconds, and nothing is left of it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.util
@@ -40,8 +41,9 @@ _LONGER = 5.0, 3.0
 _REAL_SECONDS = 300.0
 _MEMORY = 4 << 30
 _OWN = ("emulator", "pytest_fal")
-_OPTIONS = ("-q", "-x", "--noconftest", "--tb=no", "--no-header", "--no-summary")
-_PLUGINS = ("cacheprovider", "randomly", "xdist", "pytest_cov", "fal", "respx", "anyio", "faker")
+#: Nobody reads why a test fails; and what it leaves to the garbage collector is gone with the child.
+_OPTIONS = ("-q", "-x", "--noconftest", "--tb=no", "--no-summary", "--assert=plain")
+_LEFT_OUT = ("cacheprovider", "unraisableexception", "threadexception")
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,13 @@ class Baseline:
         return self.callers.get(mutant.function, frozenset())
 
 
-def prepare() -> None:
-    """Make this process one to fork trials from."""
+def prepare(folder: str) -> None:
+    """Make this process one to fork trials from.
+
+    Args:
+        folder: where the tests are kept compiled.
+    """
+    sys.dont_write_bytecode, sys.pycache_prefix = False, folder
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     # The same examples each time, and no search for the smallest: one that fails is enough.
@@ -102,6 +109,7 @@ def measure(target: Target, module: Module) -> Baseline:
     for name in baseline.imported:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()
     return baseline
 
 
@@ -145,7 +153,7 @@ def _run_tests(
 ) -> int:
     sys.meta_path.insert(0, _Finder(target.module, code, str(ROOT / target.path)))
     files = [str(ROOT / "tests" / name) for name in target.tests]
-    unwanted = [part for name in _PLUGINS for part in ("-p", f"no:{name}")]
+    unwanted = [part for name in _LEFT_OUT for part in ("-p", f"no:{name}")]
     arguments = [*_OPTIONS, *unwanted, "--rootdir", str(ROOT), *files]
     return int(pytest.main(arguments, [_Chosen(tests), *plugins]))
 
