@@ -48,6 +48,7 @@ def test_a_request_fits(given: dict[str, Any]) -> None:
         {"host": "fal.media"},
         {"host": "v3.fal.*"},
         {"host": "*.fal.run"},
+        {"host": "*.al.media"},
         {"method": "POST"},
         {"path": "/files/a"},
         {"path": "/b.png"},
@@ -105,7 +106,7 @@ def test_none_is_as_if_it_were_left_out(name: str) -> None:
     ("given", "message"),
     [
         (
-            {"hots": "a.test"},
+            {"hots": "a.test", "hosts": "b.test"},
             "hots is no matcher of a fault. There are times, nth, host, method, path, runner, "
             "address, optional.",
         ),

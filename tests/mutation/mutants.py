@@ -269,7 +269,7 @@ def _changes(node: ast.AST, place: Place) -> Iterator[Any]:
             yield ast.BinOp(left, _ARITHMETIC[type(operator)](), right)
         case ast.AugAssign(target, operator, value):
             yield ast.AugAssign(target, _ARITHMETIC[type(operator)](), value)
-            yield ast.Assign([target], value)
+            yield ast.Assign([target], value, lineno=0)
             yield ast.Pass()
         case ast.Constant(value):
             yield from _constants(value)

@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ __all__ = ["Baseline", "measure", "start"]
 
 #: Tests that take so much longer than they did hang: plus seconds, times. Of the processor's time,
 #: so that a busy machine changes nothing.
-_LONGER = 5.0, 3.0
+_LONGER = 2.0, 3.0
 #: For those that hang without doing anything.
 _REAL_SECONDS = 300.0
 _MEMORY = 4 << 30
@@ -54,7 +54,7 @@ class Baseline:
     callers: Mapping[int, frozenset[str]]
     #: What they import of other projects.
     imported: tuple[str, ...]
-    #: Of the processor's time.
+    #: How long they take: of the processor's time.
     seconds: float
 
     def tests_of(self, mutant: Mutant) -> frozenset[str] | None:
@@ -98,7 +98,7 @@ def measure(target: Target, module: Module) -> Baseline:
             status = _run_tests(target, module.code(), None, callers)
             imported = tuple(sorted(name for name in sys.modules if _is_foreign(name)))
             found = {line: frozenset(names) for line, names in callers.found.items()}
-            baseline = Baseline(found, imported, time.process_time())
+            baseline = Baseline(found, imported, callers.seconds)
             Path(kept.name).write_bytes(pickle.dumps(baseline))
             return status
 
@@ -211,10 +211,17 @@ class _Callers:
     def __init__(self, file_name: str) -> None:
         self._file_name = file_name
         self._test = ""
+        self.seconds = 0.0
         self.found: dict[int, set[str]] = {}
 
     @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterable[None]:
+    def pytest_runtestloop(self) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        self.seconds = time.process_time() - began
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self._test = item.nodeid
         sys.setprofile(self._note)
         yield
