@@ -271,6 +271,13 @@ def test_a_reset_restores_everything(clock: Clock) -> None:
     assert not clock.frozen
 
 
+def test_a_reset_forgets_what_was_to_come(clock: Clock) -> None:
+    appointment = clock.on(60, lambda: None)
+    clock.reset()
+    clock.advance(hours=1)
+    assert appointment.calls == 0
+
+
 def test_resuming_restores_everything(clock: Clock) -> None:
     before = everything_replaced()
     clock.freeze(NEW_YEAR)

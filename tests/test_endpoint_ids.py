@@ -29,7 +29,17 @@ def test_a_path_names_an_endpoint(path: str, endpoint: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/owner", "/owner/", "owner/app", "/own er/app", "//app", "/workflows/app", "/comfy/app"],
+    [
+        "/",
+        "/owner",
+        "/owner/",
+        "owner/app",
+        "/own er/app",
+        "//app",
+        "/owner/a b",
+        "/workflows/app",
+        "/comfy/app",
+    ],
 )
 def test_a_path_names_none(path: str) -> None:
     assert endpoint_of(path) is None

@@ -115,9 +115,7 @@ def test_a_change_is_named_by_where_it_is_and_shown(tester: SimpleNamespace) -> 
     ]
     assert [mutant.function for mutant in mutants] == [2, 2, 2, None, None, None, None]
     shown = tester.Module(source, "a.py")
-    assert shown.difference(shown.mutants[1]) == (
-        "-        return b < c\n+        return b <= c"
-    )
+    assert shown.difference(shown.mutants[1]) == ("-        return b < c\n+        return b <= c")
 
 
 def test_only_some_functions_may_count(tester: SimpleNamespace) -> None:

@@ -198,9 +198,7 @@ def encoded(document: Any) -> str:
     return base64.b64encode(json.dumps(document).encode()).decode()
 
 
-def verdict(
-    *conditions: Any, size: int = 1, now: datetime = NOON, **fields: str
-) -> str | None:
+def verdict(*conditions: Any, size: int = 1, now: datetime = NOON, **fields: str) -> str | None:
     """What S3 says of a form with these fields under a policy of these conditions."""
     form = UploadForm({n.replace("_", "-"): v for n, v in fields.items()}, "a", None, bytes(size))
     policy = {"expiration": "2026-03-01T13:00:00Z", "conditions": list(conditions)}
@@ -339,7 +337,9 @@ def test_what_is_no_condition_is_told(condition: Any) -> None:
 
 
 def test_a_limit_without_end_is_no_condition() -> None:
-    policy = '{"expiration": "2027-01-01T00:00:00Z", "conditions": [["content-length-range", 0, 1e999]]}'
+    policy = (
+        '{"expiration": "2027-01-01T00:00:00Z", "conditions": [["content-length-range", 0, 1e999]]}'
+    )
     with pytest.raises(S3Error, match="Invalid Condition"):
         check_policy(
             base64.b64encode(policy.encode()).decode(), UploadForm({}, "a", None, b""), "f", NOON
@@ -349,9 +349,7 @@ def test_a_limit_without_end_is_no_condition() -> None:
 def test_a_policy_holds_until_its_very_end() -> None:
     end = NOON + timedelta(hours=1)
     assert verdict(now=end - timedelta(microseconds=1)) is None
-    assert verdict(now=end) == (
-        "403 AccessDenied: Invalid according to Policy: Policy expired. {}"
-    )
+    assert verdict(now=end) == ("403 AccessDenied: Invalid according to Policy: Policy expired. {}")
 
 
 @pytest.mark.parametrize(
@@ -386,9 +384,7 @@ def test_a_policy_that_does_not_say_when_it_expires(document: dict[str, Any], to
 def test_a_policy_that_cannot_be_read(policy: str) -> None:
     with pytest.raises(S3Error) as caught:
         check_policy(policy, UploadForm({}, "a", None, b""), "films", NOON)
-    assert refusal(caught.value) == (
-        "400 InvalidPolicyDocument: Invalid Policy: Invalid JSON. {}"
-    )
+    assert refusal(caught.value) == ("400 InvalidPolicyDocument: Invalid Policy: Invalid JSON. {}")
 
 
 @pytest.mark.parametrize("conditions", [None, []])

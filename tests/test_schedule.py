@@ -91,6 +91,13 @@ def test_it_can_be_cancelled(fal_clock: Clock, start: datetime) -> None:
     assert appointment.done
 
 
+def test_two_of_one_moment_are_two(fal_clock: Clock, start: datetime) -> None:
+    one, other = (fal_clock.on(HOUR, print) for _ in range(2))
+    assert len({one, other}) == 2
+    assert one != other
+    assert "print" not in repr(one)
+
+
 def test_it_can_make_another(fal_clock: Clock, start: datetime) -> None:
     seen = []
     fal_clock.on(HOUR, lambda: fal_clock.on(HOUR, lambda: seen.append(fal_clock.now())))

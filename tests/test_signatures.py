@@ -213,7 +213,9 @@ def test_what_botocore_signs_is_a_subresource(name: str) -> None:
     assert signatures.is_subresource(name)
 
 
-@pytest.mark.parametrize("name", ["prefix", "max-keys", "marker", "acls", "my-acl", "response-", ""])
+@pytest.mark.parametrize(
+    "name", ["prefix", "max-keys", "marker", "acls", "my-acl", "response-", ""]
+)
 def test_what_asks_for_a_part_or_a_listing_is_none(name: str) -> None:
     assert not signatures.is_subresource(name)
 

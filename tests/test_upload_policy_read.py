@@ -31,9 +31,7 @@ def sent(request: httpx.Request) -> dict[str, tuple[str | None, str | None, byte
     for one in request.read().split(b"--" + boundary)[1:-1]:
         head, _, content = one[2:-2].partition(b"\r\n\r\n")
         lines = head.decode().split("\r\n")
-        disposition = dict(
-            item.split("=", 1) for item in lines[0].partition("; ")[2].split("; ")
-        )
+        disposition = dict(item.split("=", 1) for item in lines[0].partition("; ")[2].split("; "))
         kind = next((line.partition(": ")[2] for line in lines[1:] if "Type" in line), None)
         name = disposition["name"].strip('"')
         parts[name] = (disposition.get("filename", "").strip('"') or None, kind, content)

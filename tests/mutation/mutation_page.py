@@ -75,7 +75,9 @@ def write(rows: dict[str, Row]) -> None:
         f"| {row.seconds} | `{row.code}` |"
         for path, row in there
     )
-    changes, explained = (sum(getattr(row, n) for _, row in there) for n in ("changes", "explained"))
+    changes, explained = (
+        sum(getattr(row, n) for _, row in there) for n in ("changes", "explained")
+    )
     total = (
         f"Of {changes:,} changes {changes - explained:,} are noticed and {explained} explained, in "
         f"{sum(row.seconds for _, row in there) / 60:.0f} minutes on two cores"

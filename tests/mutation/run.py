@@ -41,7 +41,9 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [--quick] [write] [NAME...]")
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage="%(prog)s [--quick] [write] [NAME...]"
+    )
     parser.add_argument("--quick", action="store_true", help="lifecycle, clock and matching only")
     parser.add_argument("names", nargs="*", help="modules, by name: lifecycle")
     given = parser.parse_args(arguments)
@@ -71,9 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if good else 1
 
 
-def _complaints(
-    target: Target, result: Result, explained: dict[str, str]
-) -> Iterator[str]:
+def _complaints(target: Target, result: Result, explained: dict[str, str]) -> Iterator[str]:
     survived = {mutant.name for mutant in result.survived}
     for mutant in result.survived:
         if mutant.name not in explained:
@@ -124,5 +124,7 @@ def _survivors(target: Target, module: Module, baseline: Baseline) -> Iterator[M
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":  # else sets differ from one run to the next
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"})
+        os.execve(
+            sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"}
+        )
     sys.exit(main())

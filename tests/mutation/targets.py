@@ -41,7 +41,7 @@ class Target:
 TARGETS = (
     Target("emulator/storage/lifecycle.py", ("test_lifecycle.py",), quick=True),
     Target("emulator/timeline.py", ("test_timeline.py",), quick=True),
-    Target("emulator/schedule.py", ("test_schedule.py",), quick=True),
+    Target("emulator/schedule.py", ("test_schedule.py", "test_clock.py"), quick=True),
     Target(
         "emulator/clock.py",
         ("test_clock.py", "test_schedule.py"),
