@@ -252,7 +252,6 @@ def test_the_bucket_can_be_a_condition() -> None:
 
 
 def test_a_number_in_a_condition_is_its_digits() -> None:
-    assert verdict({"success_action_status": 201}, **{"success_action_status": "201"}) is not None
     form = UploadForm({"success_action_status": "201"}, "a", None, b"")
     policy = {"expiration": "2027-01-01T00:00:00Z", "conditions": [{"success_action_status": 201}]}
     check_policy(encoded(policy), form, "films", NOON)
@@ -354,8 +353,13 @@ def test_a_policy_holds_until_its_very_end() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["2026-03-01T12:00:00Z", "2026-03-01T12:00:00z", "2026-03-01T14:00:00+02:00"]
-    + ["2026-03-01T12:00:00", "2026-03-01T12:00:00.000Z"],
+    [
+        "2026-03-01T12:00:00Z",
+        "2026-03-01T12:00:00z",
+        "2026-03-01T14:00:00+02:00",
+        "2026-03-01T12:00:00",
+        "2026-03-01T12:00:00.000Z",
+    ],
 )
 def test_when_a_policy_expires(text: str) -> None:
     assert expiration_of({"expiration": text}) == NOON
@@ -378,8 +382,15 @@ def test_a_policy_that_does_not_say_when_it_expires(document: dict[str, Any], to
 
 @pytest.mark.parametrize(
     "policy",
-    ["", "no base64!", encoded([]), encoded("x"), base64.b64encode(b"{").decode()]
-    + [base64.b64encode(b"\xff").decode(), f"{encoded({})}\n"],
+    [
+        "",
+        "no base64!",
+        encoded([]),
+        encoded("x"),
+        base64.b64encode(b"{").decode(),
+        base64.b64encode(b"\xff").decode(),
+        f"{encoded({})}\n",
+    ],
 )
 def test_a_policy_that_cannot_be_read(policy: str) -> None:
     with pytest.raises(S3Error) as caught:

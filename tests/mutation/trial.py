@@ -41,7 +41,7 @@ _LONGER = 2.0, 3.0
 _REAL_SECONDS = 300.0
 _MEMORY = 4 << 30
 _OWN = ("emulator", "pytest_fal")
-#: Nobody reads why a test fails; and what it leaves to the garbage collector is gone with the child.
+#: Nobody reads why a test fails, and what it leaves to the garbage collector is gone anyway.
 _OPTIONS = ("-q", "-x", "--noconftest", "--tb=no", "--no-summary", "--assert=plain")
 _LEFT_OUT = ("cacheprovider", "unraisableexception", "threadexception")
 
@@ -114,7 +114,7 @@ def measure(target: Target, module: Module) -> Baseline:
 
 
 def start(target: Target, module: Module, mutant: Mutant, baseline: Baseline) -> int:
-    """Begin a trial; returns the number of its process, which ends with 0 if nothing was noticed."""
+    """Begin a trial; returns the number of its process, which ends with 0 if none notices."""
     plus, times = _LONGER
     tests = baseline.tests_of(mutant)
     run = partial(_run_tests, target, module.code(mutant), tests)
