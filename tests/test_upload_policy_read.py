@@ -110,6 +110,7 @@ def test_another_address_is_refused(url: str) -> None:
         (URL, "out/${filename}", f"{URL}out/a%20b.mp4"),
         (URL.rstrip("/"), "out/${filename}", f"{URL}out/a%20b.mp4"),
         (URL, "/out/${filename}", f"{URL}out/a%20b.mp4"),
+        (f"{URL}X", "/X/${filename}", f"{URL}X/X/a%20b.mp4"),
         (URL, "~x+y/${filename}/", f"{URL}~x%2By/a%20b.mp4/"),
         (f"{URL}/", "${filename}-${filename}", f"{URL}a%20b.mp4-a%20b.mp4"),
     ],
@@ -170,9 +171,13 @@ def test_a_files_size_is_where_it_ends() -> None:
 
 
 def test_no_more_of_a_file_is_asked_for_than_is_read() -> None:
-    chunks = iter([b"12", b"34", b"56"])
-    assert _Chunks(chunks, 6).read(3) == b"123"
-    assert next(chunks) == b"56"
+    chunks = iter([b"12", b"34", b"56", b"78"])
+    file = _Chunks(chunks, 8)
+    assert file.read(0) == b""
+    assert file.read(2) == b"12"
+    assert next(chunks) == b"34"
+    assert file.read(1) == b"5"
+    assert next(chunks) == b"78"
 
 
 # --- what S3 answers ------------------------------------------------------------------------------

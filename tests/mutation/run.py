@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no {unknown[0]}. Write some of: {', '.join(known)}")
     chosen = [t for t in TARGETS if t.name in names or (not names and (t.quick or not given.quick))]
 
-    survivors, rows, good = Survivors.read(), page.read(), True
+    survivors, good = Survivors.read(), True
+    rows: dict[str, page.Row] = {}
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         prepare(folder)
         for target in chosen:
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 *wrong, sep="\n", flush=True,
             )  # fmt: skip
     if writing and good:
-        page.write(rows)
+        page.write({**page.read(), **rows})
     return 0 if good else 1
 
 
