@@ -223,10 +223,10 @@ class _Callers:
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self._test = item.nodeid
-        sys.setprofile(self._note)
+        sys.settrace(self._note)
         yield
-        sys.setprofile(None)
+        sys.settrace(None)
 
-    def _note(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename == self._file_name:
+    def _note(self, frame: FrameType, *_: object) -> None:
+        if frame.f_code.co_filename == self._file_name:
             self.found.setdefault(frame.f_code.co_firstlineno, set()).add(self._test)
