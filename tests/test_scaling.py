@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from emulator.errors import EmulatorError
 from emulator.fleets.options import Scaling
 from emulator.fleets.scaling import (
+    SCHEDULING_DELAY,
     Decision,
     Load,
     RunnerLoad,
@@ -83,6 +84,15 @@ def test_a_buffer_stands_beside_what_requests_need(options, requests, expected):
     assert wanted(Scaling(**options), 0, requests) == expected
 
 
+def test_each_busy_runner_is_needed_however_few_requests_it_has():
+    assert wanted(Scaling(max_multiplexing=4), 3, 3) == 3
+
+
+def test_nothing_is_to_be_done_without_requests_and_runners():
+    decision = decide(Scaling(), Load(NOW))
+    assert (decision.start, decision.stop, decision.wake) == (0, (), None)
+
+
 # --- when they start ------------------------------------------------------------------------------
 
 
@@ -103,6 +113,10 @@ def test_nothing_starts_during_backoff():
     blocked = NOW + 30 * SECOND
     assert decide(Scaling(), load(waiting=1, blocked=blocked)) == Decision(wake=blocked)
     assert decide(Scaling(), load(waiting=1, blocked=NOW)).start == 1
+
+
+def test_a_machine_is_looked_for_again_after_20_seconds():
+    assert timedelta(seconds=20) == SCHEDULING_DELAY
 
 
 # --- when they stop -------------------------------------------------------------------------------
