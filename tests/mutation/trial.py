@@ -12,7 +12,6 @@ import gc
 import importlib
 import importlib.abc
 import importlib.util
-import math
 import os
 import pickle
 import resource
@@ -34,10 +33,12 @@ from targets import ROOT, Target
 
 __all__ = ["Baseline", "measure", "start"]
 
-#: Tests that take so much longer than they did hang: plus seconds, times. Of the processor's time,
+#: A test that takes so much longer than it did hangs: plus seconds, times. Of the processor's time,
 #: so that a busy machine changes nothing.
-_LONGER = 2.0, 3.0
-#: For those that hang without doing anything.
+_LONGER = 1.0, 5.0
+#: So much have the imports.
+_IMPORT_SECONDS = 20.0
+#: For what hangs without doing anything.
 _REAL_SECONDS = 300.0
 _MEMORY = 4 << 30
 _OWN = ("emulator", "pytest_fal")
@@ -54,8 +55,8 @@ class Baseline:
     callers: Mapping[int, frozenset[str]]
     #: What they import of other projects.
     imported: tuple[str, ...]
-    #: How long they take: of the processor's time.
-    seconds: float
+    #: How long each takes: of the processor's time.
+    seconds: Mapping[str, float]
 
     def tests_of(self, mutant: Mutant) -> frozenset[str] | None:
         """The tests that can notice a change; None: all, for what is run by the import."""
@@ -102,7 +103,7 @@ def measure(target: Target, module: Module) -> Baseline:
             Path(kept.name).write_bytes(pickle.dumps(baseline))
             return status
 
-        status = os.waitstatus_to_exitcode(os.waitpid(_fork(run, math.inf), 0)[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(_fork(run, limited=False), 0)[1])
         if status != 0:
             raise RuntimeError(f"{', '.join(target.tests)}: they fail as it is ({status})")
         baseline: Baseline = pickle.loads(Path(kept.name).read_bytes())
@@ -116,9 +117,10 @@ def measure(target: Target, module: Module) -> Baseline:
 def start(target: Target, module: Module, mutant: Mutant, baseline: Baseline) -> int:
     """Begin a trial; returns the number of its process, which ends with 0 if none notices."""
     plus, times = _LONGER
+    limits = {test: plus + times * seconds for test, seconds in baseline.seconds.items()}
     tests = baseline.tests_of(mutant)
-    run = partial(_run_tests, target, module.code(mutant), tests)
-    return _fork(run, plus + times * baseline.seconds)
+    run = partial(_run_tests, target, module.code(mutant), tests, _Limits(limits))
+    return _fork(run, limited=True)
 
 
 def _is_foreign(name: str) -> bool:
@@ -126,7 +128,7 @@ def _is_foreign(name: str) -> bool:
     return top not in (*_OWN, "__main__") and not top.startswith("test_")
 
 
-def _fork(run: Callable[[], int], seconds: float) -> int:
+def _fork(run: Callable[[], int], *, limited: bool) -> int:
     """Run it in a child, of which nothing is seen if its time is limited."""
     sys.stdout.flush()
     child = os.fork()
@@ -134,8 +136,8 @@ def _fork(run: Callable[[], int], seconds: float) -> int:
         return child
     status = 70
     try:
-        if seconds < math.inf:
-            signal.setitimer(signal.ITIMER_PROF, seconds)
+        if limited:
+            signal.setitimer(signal.ITIMER_PROF, _IMPORT_SECONDS)
             signal.setitimer(signal.ITIMER_REAL, _REAL_SECONDS)
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
@@ -205,27 +207,33 @@ def _needs_more(item: Any) -> bool:
     return any(name.startswith("fal_") and name != "fal_clock" for name in item.fixturenames)
 
 
+class _Limits:
+    """A plugin of pytest's: a test that takes longer ends the process."""
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self._seconds = seconds
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.setitimer(signal.ITIMER_PROF, self._seconds[nodeid])
+
+
 class _Callers:
-    """A plugin of pytest's: which test calls which function of a file."""
+    """A plugin of pytest's: which test calls which function of a file, and how long each takes."""
 
     def __init__(self, file_name: str) -> None:
         self._file_name = file_name
         self._test = ""
-        self.seconds = 0.0
+        self.seconds: dict[str, float] = {}
         self.found: dict[int, set[str]] = {}
 
     @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtestloop(self) -> Iterator[None]:
-        began = time.process_time()
-        yield
-        self.seconds = time.process_time() - began
-
-    @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self._test = item.nodeid
+        self._test, began = item.nodeid, time.process_time()
         sys.settrace(self._note)
         yield
         sys.settrace(None)
+        self.seconds[item.nodeid] = time.process_time() - began
 
     def _note(self, frame: FrameType, *_: object) -> None:
         if frame.f_code.co_filename == self._file_name:
