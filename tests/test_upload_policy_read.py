@@ -176,7 +176,7 @@ def test_no_more_of_a_file_is_asked_for_than_is_read() -> None:
     assert file.read(0) == b""
     assert file.read(2) == b"12"
     assert next(chunks) == b"34"
-    assert file.read(1) == b"5"
+    assert (file.read(1), file.read(0), file.read(1)) == (b"5", b"", b"6")
     assert next(chunks) == b"78"
 
 

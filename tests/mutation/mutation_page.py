@@ -23,8 +23,9 @@ or a change that means nothing; for each of the latter `tests/mutation/survivors
 
 {table}
 
-{total}. Of `clock.py` those functions count that move it or are told moments. The code is that of
-the source that the row is about: a test fails once a module has changed since.
+{total}. Of `clock.py` those functions count that move it or are told moments. Seconds are those of
+one processor; two trials run at a time. The last column says which source a row is about: a test
+fails once a module has changed since.
 
 `python tests/mutation/run.py write lifecycle` tries the changes of one module and writes its row;
 without a name it does so for all.
@@ -79,7 +80,6 @@ def write(rows: dict[str, Row]) -> None:
         sum(getattr(row, n) for _, row in there) for n in ("changes", "explained")
     )
     total = (
-        f"Of {changes:,} changes {changes - explained:,} are noticed and {explained} explained, in "
-        f"{sum(row.seconds for _, row in there) / 60:.0f} minutes on two cores"
+        f"Of {changes:,} changes {changes - explained:,} are noticed and {explained} explained"
     )
     PAGE.write_text(_TEXT.format(table=table, total=total), "utf-8")
