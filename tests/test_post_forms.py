@@ -105,8 +105,19 @@ def test_what_comes_after_the_file_does_not_count() -> None:
 
 
 def test_of_two_fields_of_one_name_the_first_counts() -> None:
-    twice = part('name="ACL"', "1"), part('name="acl"', "2")
-    assert read_form(KIND, body(KEY, *twice, FILE)).fields == {"key": "up/a.mp4", "acl": "1"}
+    for first, second in (("ACL", "acl"), ("acl", "ACL")):
+        twice = part(f'name="{first}"', "1"), part(f'name="{second}"', "2")
+        assert read_form(KIND, body(KEY, *twice, FILE)).fields == {"key": "up/a.mp4", "acl": "1"}
+
+
+def test_the_type_of_a_field_is_not_the_files() -> None:
+    field = part('name="acl"', "private", "Content-Type: text/plain")
+    assert read_form(KIND, body(KEY, field, part('name="file"', "x"))).content_type is None
+
+
+def test_a_field_may_end_with_the_line_that_ends_its_head() -> None:
+    empty = b'\r\nContent-Disposition: form-data; name="acl"\r\n\r\n--sep'
+    assert read_form(KIND, body(KEY, empty, FILE)).fields["acl"] == ""
 
 
 def test_the_file_may_have_no_name_and_no_type() -> None:
@@ -171,6 +182,7 @@ def test_bytes_that_are_no_text_are_replaced() -> None:
         (b"nothing", MALFORMED),
         (b"--sep", MALFORMED),
         (b"--sep-", MALFORMED),
+        (b"abcdef--", MALFORMED),
         (b"--sep\r\n", MALFORMED),
         (body(KEY, after=b""), MALFORMED),
         (body(KEY, after=b"x-"), MALFORMED),
@@ -181,7 +193,7 @@ def test_bytes_that_are_no_text_are_replaced() -> None:
     ],
     ids=[
         "no file", "nothing", "no key", "empty key", "key too late", "empty", "no delimiter",
-        "delimiter only", "half an end", "no part", "no end", "no proper end", "file without end",
+        "delimiter only", "half an end", "an end only", "no part", "no end", "no proper end", "file without end",
         "part without content", "part without name", "part without head",
     ],
 )  # fmt: skip
@@ -246,6 +258,13 @@ def test_all_conditions_of_one_object_have_to_hold() -> None:
     assert "failed" in str(verdict(both, key="b", acl="private"))
 
 
+def test_each_condition_covers_its_own_fields() -> None:
+    assert (
+        verdict({"key": "a"}, {"acl": "b"}, ["content-length-range", 0, 9], key="a", acl="b")
+        is None
+    )
+
+
 def test_the_bucket_can_be_a_condition() -> None:
     assert verdict({"bucket": "films"}) is None
     assert "failed" in str(verdict({"bucket": "other"}))
@@ -265,6 +284,7 @@ def test_each_of_several_types_has_to_begin_so() -> None:
     images = ["starts-with", "$Content-Type", "image/"]
     assert verdict(images, content_type="image/png, image/jpeg") is None
     assert "failed" in str(verdict(images, content_type="image/png, text/html"))
+    assert "failed" in str(verdict(images, content_type=" image/png"))
     assert "failed" in str(verdict(images, content_type="text/html,image/png"))
     assert verdict(["eq", "$Content-Type", "a,b"], content_type="a,b") is None
     assert "failed" in str(verdict(["starts-with", "$acl", "a"], acl="b,a"))

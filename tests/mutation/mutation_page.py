@@ -79,7 +79,5 @@ def write(rows: dict[str, Row]) -> None:
     changes, explained = (
         sum(getattr(row, n) for _, row in there) for n in ("changes", "explained")
     )
-    total = (
-        f"Of {changes:,} changes {changes - explained:,} are noticed and {explained} explained"
-    )
+    total = f"Of {changes:,} changes {changes - explained:,} are noticed and {explained} explained"
     PAGE.write_text(_TEXT.format(table=table, total=total), "utf-8")
