@@ -259,10 +259,8 @@ def test_all_conditions_of_one_object_have_to_hold() -> None:
 
 
 def test_each_condition_covers_its_own_fields() -> None:
-    assert (
-        verdict({"key": "a"}, {"acl": "b"}, ["content-length-range", 0, 9], key="a", acl="b")
-        is None
-    )
+    size = ["content-length-range", 0, 9]
+    assert verdict({"key": "a"}, {"acl": "b"}, size, key="a", acl="b") is None
 
 
 def test_the_bucket_can_be_a_condition() -> None:
