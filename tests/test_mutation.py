@@ -80,6 +80,7 @@ def test_a_change(tester: SimpleNamespace, source: str, changes: list[str]) -> N
         "def f(a: int) -> str: ...",
         "__all__ = ['a']",
         "A = Literal['a']",
+        "a = cast('int', b)",
         "A: TypeAlias = Literal['a']",
         "T = TypeVar('T')",
         "@dataclass(frozen=True)\nclass A: pass",

@@ -193,8 +193,9 @@ def test_bytes_that_are_no_text_are_replaced() -> None:
     ],
     ids=[
         "no file", "nothing", "no key", "empty key", "key too late", "empty", "no delimiter",
-        "delimiter only", "half an end", "an end only", "no part", "no end", "no proper end", "file without end",
-        "part without content", "part without name", "part without head",
+        "delimiter only", "half an end", "an end only", "no part", "no end", "no proper end",
+        "file without end", "part without content", "part without name",
+        "part without head",
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_form_is_told(sent: bytes, told: str) -> None:

@@ -190,7 +190,7 @@ class _Finder:
                 self._visit(value, (node, field, None))
 
     def _visit(self, node: ast.AST, place: Place) -> None:
-        if _is_invisible(node):
+        if _is_invisible(node) or _is_type_of_cast(place):
             return
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             self._visit_definition(node)
@@ -241,6 +241,19 @@ def _is_invisible(node: ast.AST) -> bool:
         )  # fmt: skip
         return alias or targets == ["__all__"] or _is_typing_call(value)
     return isinstance(node, (ast.Import, ast.ImportFrom, ast.Assert))
+
+
+def _is_type_of_cast(place: Place) -> bool:
+    node, field, index = place
+    return (
+        isinstance(node, ast.Call)
+        and _name_of(node.func) == "cast"
+        and (field, index)
+        == (
+            "args",
+            0,
+        )
+    )
 
 
 def _is_typing_call(value: ast.expr) -> bool:
