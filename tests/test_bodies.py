@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -64,12 +64,12 @@ def test_exactly_takes_all_and_hands_out_no_empty_chunks() -> None:
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
-        (bodies.reset(), "[Errno 104] Connection reset by peer (injected by fal_faults)"),
-        (bodies.timed_out(), "timed out (injected by fal_faults)"),
+        (bodies.reset, "[Errno 104] Connection reset by peer (injected by fal_faults)"),
+        (bodies.timed_out, "timed out (injected by fal_faults)"),
     ],
 )
-def test_an_error_says_who_made_it(error: OSError, shown: str) -> None:
-    assert str(error) == shown
+def test_an_error_says_who_made_it(error: Callable[[], OSError], shown: str) -> None:
+    assert str(error()) == shown
 
 
 def test_so_does_a_body_that_is_cut_short() -> None:

@@ -171,11 +171,24 @@ def test_nothing_is_settled_while_the_first_state_is_under_way():
     assert history.settle(5, Delays())
 
 
-def test_two_states_that_look_alike_are_two():
-    first, second = Version(1, WRITER), Version(1, WRITER)
-    history = History(Version(0))
-    history.add(first)
-    history.add(second)
-    history.publish(second, 3)
-    history.publish(first, 3)
-    assert history.newest is first
+def test_what_is_closed_at_the_moment_of_its_like_replaces_it():
+    history, again = history_of([(WRITER, 3)]), Version(1, WRITER)
+    history.add(again)
+    history.publish(again, 3)
+    assert [version.value for version in history.versions] == [0, 1]
+    assert history.newest is again
+
+
+def test_each_place_has_its_own_delay():
+    known, version = Delays(datacenter=1, everywhere=9, listing=5), Version(1, WRITER, 0)
+    assert version.listed(SAME_DATACENTER, known) == version.readable(SAME_DATACENTER, known) == 1
+    assert (version.listed(ELSEWHERE, known), version.readable(ELSEWHERE, known)) == (5, 9)
+
+
+def test_what_has_arrived_is_as_if_it_had_always_been_there():
+    known = Delays(datacenter=1, everywhere=9, listing=2)
+    history = history_of([(WRITER, 1), (WRITER, 100)])
+    assert not history.settle(10, known)
+    assert [version.value for version in history.versions] == [1, 2]
+    first = history.versions[0]
+    assert first.listed(ELSEWHERE, known) == first.readable(ELSEWHERE, known) == ALWAYS
