@@ -23,9 +23,11 @@ or a change that means nothing; for each of the latter `tests/mutation/survivors
 
 {table}
 
-{total}. Of `clock.py` those functions count that move it or are told moments. Seconds are those of
-one processor; two trials run at a time. The last column says which source a row is about: a test
-fails once a module has changed since.
+{total}.
+
+Of `clock.py` those functions count that move it or are told moments. Seconds are those of one
+processor; two trials run at a time. The last column says which source a row is about: a test fails
+once a module has changed since.
 
 `python tests/mutation/run.py write lifecycle` tries the changes of one module and writes its row;
 without a name it does so for all.
