@@ -192,7 +192,7 @@ class Clock:
 
     def keep_appointments(self) -> None:
         """Call what is due on a clock that runs; the emulator does so before each request."""
-        if self._agenda and not self._stands_still():
+        if not self._stands_still():
             while (due := self._agenda.take(self._nanoseconds())) is not None:
                 due.callback()
 
@@ -335,7 +335,7 @@ def _moment(nanoseconds: int) -> datetime:
 
 
 def _since_epoch(moment: datetime, method: str) -> int:
-    if moment.tzinfo is None or moment.utcoffset() is None:
+    if moment.utcoffset() is None:
         raise ValueError(
             f"Clock.{method}() was given {moment.isoformat()}, which has no time zone, so it names "
             f"no moment. Write {method}(datetime(..., tzinfo=timezone.utc))."

@@ -40,7 +40,7 @@ class Agenda:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._numbers = count(1)
+        self._numbers = count()
         self._waiting: list[Appointment] = []
 
     def __bool__(self) -> bool:

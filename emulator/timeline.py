@@ -125,8 +125,9 @@ class Timeline:
         return self._segments[index].virtual_at(real)
 
     def real_at(self, virtual: int, now: int) -> int | None:
-        """Return the latest real instant up to ``now`` that ``virtual_at`` maps to ``virtual``.
+        """Return a real instant up to ``now`` that ``virtual_at`` maps to ``virtual``.
 
+        It is in the latest segment that showed it; where the clock stood still, at its beginning.
         None where the clock never showed it. Instants later than ``now`` are not offered: they
         would change their meaning once real time has passed them.
         """

@@ -210,6 +210,22 @@ def test_subscribers_hear_of_each_jump(clock: Clock) -> None:
     assert heard[2][1] < NEW_YEAR
 
 
+def test_stopping_it_at_a_moment_is_one_jump(clock: Clock) -> None:
+    heard: list[datetime] = []
+    clock.subscribe(lambda _, new: heard.append(new))
+    clock.freeze(NEW_YEAR)
+    assert heard == [NEW_YEAR]
+
+
+def test_it_says_that_a_test_is_going_to_move_it(clock: Clock) -> None:
+    seen: list[datetime] = []
+    clock.freeze(NEW_YEAR)
+    clock.before_moving = lambda: seen.append(clock.now())
+    clock.advance(1)
+    clock.move_to(NEW_YEAR + timedelta(hours=1))
+    assert seen == [NEW_YEAR, NEW_YEAR + timedelta(seconds=1)]
+
+
 def test_the_last_subscriber_hears_of_it_after_all_others(clock: Clock) -> None:
     heard: list[str] = []
     clock.subscribe(lambda *_: heard.append("last"), last=True)
@@ -253,6 +269,13 @@ def test_a_reset_restores_everything(clock: Clock) -> None:
     assert freezegun.api.tick_flags == freezegun.api.tz_offsets == []
     assert not clock.engaged
     assert not clock.frozen
+
+
+def test_a_reset_forgets_what_was_to_come(clock: Clock) -> None:
+    appointment = clock.on(60, lambda: None)
+    clock.reset()
+    clock.advance(hours=1)
+    assert appointment.calls == 0
 
 
 def test_resuming_restores_everything(clock: Clock) -> None:

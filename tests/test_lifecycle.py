@@ -158,6 +158,19 @@ def test_what_is_malformed_can_be_refused(text: str) -> None:
     assert parsed.error == (400, parsed.problems[0])
 
 
+def test_all_that_is_malformed_is_refused_at_once() -> None:
+    text = '{"a": 1, "initial_acl": 1}'
+    parsed = parse({"X-Fal-Object-Lifecycle": text}, malformed_lifecycle="refuse")
+    assert len(parsed.problems) == 2
+    assert parsed.error == (400, "; ".join(parsed.problems))
+
+
+@pytest.mark.parametrize(("second", "problems"), [("1h", 1), ("2h", 2)])
+def test_two_that_are_no_json_differ_if_their_texts_do(second: str, problems: int) -> None:
+    headers = {"X-Fal-Object-Lifecycle": "1h", "X-Fal-Object-Lifecycle-Preference": second}
+    assert len(parse(headers).problems) == problems
+
+
 def test_two_headers_that_differ_are_not_malformed() -> None:
     headers = expiring(1) | {"X-Fal-Object-Lifecycle-Preference": "{}"}
     assert parse(headers, malformed_lifecycle="refuse").error is None
@@ -167,9 +180,9 @@ def test_two_headers_that_differ_are_not_malformed() -> None:
     ("value", "shown"), [(-1, "-1"), (-0.5, "-0.5"), ("60", '"60"'), (True, "true"), ([], "[]")]
 )
 def test_an_invalid_expiration_is_refused(value: object, shown: str) -> None:
-    assert parse(expiring(value)).error == (
-        422,
-        f"expiration_duration_seconds must be a number of seconds >= 0 or null, not {shown}",
+    why = f"expiration_duration_seconds must be a number of seconds >= 0 or null, not {shown}"
+    assert parse(expiring(value)) == ParsedPreference(
+        {"expiration_duration_seconds": value}, (why,), (422, why)
     )
 
 
@@ -264,6 +277,12 @@ def test_expired_from_the_deadline_and_the_lag_on_to_the_microsecond(
 ) -> None:
     assert is_expired(deadline, deadline + lag, lag)
     assert not is_expired(deadline, deadline + lag - timedelta(microseconds=1), lag)
+
+
+@given(deadline=instants)
+def test_without_a_lag_it_is_expired_from_the_deadline_on(deadline: datetime) -> None:
+    assert is_expired(deadline, deadline)
+    assert not is_expired(deadline, deadline - timedelta(microseconds=1))
 
 
 @given(deadline=instants, one=instants, other=instants)

@@ -45,6 +45,18 @@ def test_the_table(outcome, runner, retried):
     queued, direct = judge(outcome, QUEUED), judge(outcome, DIRECT)
     assert (queued.runner, queued.retry) == (runner, retried)
     assert (direct.runner, direct.retry) == (runner, False), "direct calls are never retried"
+    why = "direct calls are never retried" if retried else "an answer that is final"
+    assert direct.why == why
+
+
+def test_why_an_answer_is_not_tried_again():
+    assert judge(answered(404), QUEUED).why == "an answer that is final"
+    assert judge(answered(503), QUEUED).why == "server_error"
+
+
+def test_a_503_may_leave_the_runner():
+    verdict = judge(answered(503), QUEUED, after_503="kept")
+    assert (verdict.runner, verdict.retry) == ("keep", True)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +86,10 @@ def test_a_request_runs_ten_times_at_most():
 
 
 @pytest.mark.parametrize("status", [500, 502, 429, 503])
-def test_needs_retry_1_forces_a_retry(status):
-    assert judge(answered(status, x_fal_needs_retry="1"), QUEUED).retry
+@pytest.mark.parametrize("value", ["1", " 1 "])
+def test_needs_retry_1_forces_a_retry(status, value):
+    verdict = judge(answered(status, x_fal_needs_retry=value), QUEUED)
+    assert (verdict.retry, verdict.why) == (True, "X-Fal-Needs-Retry: 1")
 
 
 @pytest.mark.parametrize("status", [503, 504])
@@ -84,7 +98,7 @@ def test_needs_retry_0_prevents_one(status):
     assert (verdict.retry, verdict.why) == (False, "X-Fal-Needs-Retry: 0")
 
 
-@pytest.mark.parametrize("status", [200, 302, 400, 404, 422])
+@pytest.mark.parametrize("status", [200, 302, 400, 404, 422, 499])
 def test_needs_retry_is_only_heard_on_5xx_and_429(status):
     assert not judge(answered(status, x_fal_needs_retry="1"), QUEUED).retry
 
@@ -98,7 +112,7 @@ def test_needs_retry_does_not_win_over_the_most_attempts():
     assert not judge(answered(503, x_fal_needs_retry="1"), QUEUED, (None,) * 9).retry
 
 
-@pytest.mark.parametrize("value", ["1", "true", "True"])
+@pytest.mark.parametrize("value", ["1", "true", " True "])
 def test_stop_runner_kills_whatever_the_status(value):
     verdict = judge(answered(200, x_fal_stop_runner=value), QUEUED)
     assert (verdict.runner, verdict.retry) == ("kill", False)
@@ -130,7 +144,8 @@ def test_retries_are_counted_beside_the_first_attempt():
     policy = RetryPolicy(budgets={"server_error": 1})
     assert judge(answered(503), policy).retry
     verdict = judge(answered(503), policy, ("server_error",))
-    assert verdict.why == "retry_config allows 1 retries for server_error"
+    why = "retry_config allows 1 retries for server_error"
+    assert (verdict.retry, verdict.why) == (False, why)
 
 
 def test_each_condition_has_a_budget_of_its_own():
@@ -145,12 +160,13 @@ def test_a_condition_that_is_left_out_has_the_platforms():
 # --- what the caller says -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["1", "true", "yes", "TRUE"])
+@pytest.mark.parametrize("value", ["1", "true", "yes", " TRUE "])
 def test_no_retry_wins_over_everything(value):
     config = json.dumps({"server_error": {"retries": 3}})
     headers = {"x-fal-no-retry": value, "x-fal-retry-config": config}
     policy = RetryPolicy.of(Scaling(), headers)
-    assert judge(answered(503, x_fal_needs_retry="1"), policy).why == "X-Fal-No-Retry"
+    verdict = judge(answered(503, x_fal_needs_retry="1"), policy)
+    assert (verdict.retry, verdict.why) == (False, "X-Fal-No-Retry")
 
 
 @pytest.mark.parametrize("value", ["0", "no", ""])
@@ -163,6 +179,13 @@ def test_the_callers_retry_config_wins_over_the_apps():
     header = json.dumps({"server_error": {"retries": 0}})
     policy = RetryPolicy.of(scaling, {"x-fal-retry-config": header})
     assert policy.budgets == {"server_error": 0, "timeout": 1}
+
+
+@pytest.mark.parametrize(("retries", "budget"), [(3, 3), (1, 1), (0, 0), (-1, 0)])
+def test_the_callers_number_of_retries(retries, budget):
+    header = json.dumps({"timeout": {"retries": retries}})
+    policy = RetryPolicy.of(Scaling(), {"x-fal-retry-config": header})
+    assert policy.budgets == {"timeout": budget}
 
 
 def test_other_peoples_retry_config_is_ignored():

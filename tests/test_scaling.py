@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from emulator.errors import EmulatorError
 from emulator.fleets.options import Scaling
 from emulator.fleets.scaling import (
+    SCHEDULING_DELAY,
     Decision,
     Load,
     RunnerLoad,
     crash_backoff,
     decide,
+    expiry,
     wanted,
 )
 
@@ -76,11 +78,32 @@ def test_multiplexing_needs_fewer_runners():
         ({"concurrency_buffer_perc": 50, "concurrency_buffer": 1}, 4, 6),
         ({"concurrency_buffer_perc": 50, "concurrency_buffer": 3}, 4, 7),
         ({"concurrency_buffer": 20}, 1, 10),
+        ({"concurrency_buffer_perc": 100, "max_concurrency": 300}, 101, 202),
         ({"max_multiplexing": 4, "concurrency_buffer": 2}, 4, 3),
     ],
 )
 def test_a_buffer_stands_beside_what_requests_need(options, requests, expected):
     assert wanted(Scaling(**options), 0, requests) == expected
+
+
+def test_each_busy_runner_is_needed_however_few_requests_it_has():
+    assert wanted(Scaling(max_multiplexing=4), 3, 3) == 3
+
+
+def test_runners_that_have_requests_count_with_those_that_wait():
+    assert decide(Scaling(), load(ready(requests=1), waiting=1)).start == 1
+    busy = [ready(f"runner-{n}", requests=1) for n in (1, 2)]
+    assert decide(Scaling(max_multiplexing=4, concurrency_buffer=1), load(*busy)).start == 1
+
+
+def test_requests_of_a_runner_that_only_finishes_do_not_count():
+    draining = RunnerLoad("runner-1", "DRAINING", requests=2)
+    assert decide(Scaling(), load(draining)) == Decision()
+
+
+def test_nothing_is_to_be_done_without_requests_and_runners():
+    decision = decide(Scaling(), Load(NOW))
+    assert (decision.start, decision.stop, decision.wake) == (0, (), None)
 
 
 # --- when they start ------------------------------------------------------------------------------
@@ -90,6 +113,36 @@ def test_scaling_delay_lets_a_request_wait_first():
     scaling = Scaling(scaling_delay=30)
     assert decide(scaling, load(waiting=1, waited=10)) == Decision(wake=NOW + 20 * SECOND)
     assert decide(scaling, load(waiting=1, waited=30)).start == 1
+
+
+def test_without_room_a_request_waits_for_no_moment():
+    scaling = Scaling(scaling_delay=30, max_concurrency=1)
+    assert decide(scaling, load(ready(requests=1), waiting=1)) == Decision()
+    assert decide(scaling, load(waiting=1)) == Decision(wake=NOW + 30 * SECOND)
+
+
+def test_of_two_requests_the_later_one_waits_on():
+    waiting = NOW - 30 * SECOND, NOW - 10 * SECOND
+    scaling = Scaling(scaling_delay=30)
+    assert decide(scaling, Load(NOW, (), waiting)) == Decision(start=1, wake=NOW + 20 * SECOND)
+
+
+@pytest.mark.parametrize(("seconds", "wake"), [(10, 10), (30, 20)])
+def test_the_end_of_backoff_and_of_a_delay_whichever_is_first(seconds, wake):
+    waiting = NOW - 30 * SECOND, NOW - 10 * SECOND
+    blocked = Load(NOW, (), waiting, NOW + seconds * SECOND)
+    assert decide(Scaling(scaling_delay=30), blocked) == Decision(wake=NOW + wake * SECOND)
+
+
+def test_the_end_of_backoff_is_nothing_to_whom_needs_no_runner():
+    assert decide(Scaling(), load(blocked=NOW + SECOND)) == Decision()
+
+
+@pytest.mark.parametrize(("idle", "wake"), [(50, 10), (10, 30)])
+def test_the_end_of_a_runner_and_of_a_delay_whichever_is_first(idle, wake):
+    runners = [ready(f"runner-{n}", idle=idle) for n in (1, 2)]
+    decision = decide(Scaling(scaling_delay=30), load(*runners, waiting=1))
+    assert decision == Decision(wake=NOW + wake * SECOND)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +158,10 @@ def test_nothing_starts_during_backoff():
     assert decide(Scaling(), load(waiting=1, blocked=NOW)).start == 1
 
 
+def test_a_machine_is_looked_for_again_after_20_seconds():
+    assert timedelta(seconds=20) == SCHEDULING_DELAY
+
+
 # --- when they stop -------------------------------------------------------------------------------
 
 
@@ -112,12 +169,19 @@ def test_keep_alive_is_exact():
     scaling = Scaling(keep_alive=60)
     just_before = decide(scaling, load(ready(idle=59.999999)))
     assert just_before == Decision(wake=NOW + timedelta(microseconds=1))
-    assert decide(scaling, load(ready(idle=60))).stop == ("runner-1",)
+    assert decide(scaling, load(ready(idle=60))) == Decision(stop=("runner-1",))
 
 
 def test_a_runner_that_never_had_a_request_goes_after_ten_seconds():
     assert decide(Scaling(), load(ready(served=False, idle=10))).stop == ("runner-1",)
     assert decide(Scaling(), load(ready(served=False, idle=9))).wake == NOW + SECOND
+
+
+def test_only_an_idle_runner_has_an_end():
+    assert expiry(Scaling(), RunnerLoad("a", "READY", idle_since=NOW)) == NOW + 10 * SECOND
+    assert expiry(Scaling(), RunnerLoad("a", "READY")) is None
+    assert expiry(Scaling(), RunnerLoad("a", "READY", requests=1, idle_since=NOW)) is None
+    assert expiry(Scaling(), RunnerLoad("a", "DRAINING", idle_since=NOW)) is None
 
 
 def test_a_short_keep_alive_is_shorter_than_that():
@@ -138,6 +202,27 @@ def test_the_one_that_has_been_idle_longest_goes_first():
     scaling = Scaling(min_concurrency=1)
     runners = ready("runner-1", idle=100), ready("runner-2", idle=200)
     assert decide(scaling, load(*runners)).stop == ("runner-2",)
+
+
+def test_of_two_that_are_as_long_idle_the_first_goes_first():
+    runners = ready("runner-9", idle=100), ready("runner-10", idle=100)
+    assert decide(Scaling(min_concurrency=1), load(*runners)).stop == ("runner-9",)
+
+
+def test_the_next_look_is_at_the_first_end():
+    runners = ready("runner-1", idle=10), ready("runner-2", idle=30)
+    assert decide(Scaling(), load(*runners)) == Decision(wake=NOW + 30 * SECOND)
+
+
+def test_a_runner_that_starts_lets_an_idle_one_go_and_one_that_stops_does_not():
+    scaling, idle = Scaling(min_concurrency=1), ready(idle=100)
+    assert decide(scaling, load(idle, RunnerLoad("other", "STARTING"))).stop == ("runner-1",)
+    assert decide(scaling, load(idle, RunnerLoad("other", "STOPPING"))).stop == ()
+
+
+def test_where_runners_are_missing_none_goes():
+    runners = [ready(f"runner-{n}", idle=100) for n in (1, 2)]
+    assert decide(Scaling(min_concurrency=3), load(*runners)) == Decision(start=1)
 
 
 def test_a_waiting_request_holds_an_idle_runner():

@@ -91,6 +91,13 @@ def test_it_can_be_cancelled(fal_clock: Clock, start: datetime) -> None:
     assert appointment.done
 
 
+def test_two_of_one_moment_are_two(fal_clock: Clock, start: datetime) -> None:
+    one, other = (fal_clock.on(HOUR, print) for _ in range(2))
+    assert len({one, other}) == 2
+    assert one != other
+    assert "print" not in repr(one)
+
+
 def test_it_can_make_another(fal_clock: Clock, start: datetime) -> None:
     seen = []
     fal_clock.on(HOUR, lambda: fal_clock.on(HOUR, lambda: seen.append(fal_clock.now())))
@@ -148,24 +155,78 @@ def test_a_running_clock_that_is_moved_meets_it(fal_clock: Clock) -> None:
     assert abs(seen[0] - (fal_clock.now() - HOUR)) < timedelta(seconds=5)
 
 
+def test_going_back_does_not_meet_it(fal_clock: Clock, start: datetime) -> None:
+    seen = []
+    fal_clock.on(HOUR, lambda: seen.append(fal_clock.now()))
+    assert fal_clock.move_to(start - HOUR) == start - HOUR
+    fal_clock.freeze(start - 2 * HOUR)
+    assert (fal_clock.now(), seen) == (start - 2 * HOUR, [])
+    fal_clock.move_to(start + HOUR)
+    assert seen == [start + HOUR]
+
+
+def test_stopping_the_clock_now_leaves_it_to_come(fal_clock: Clock) -> None:
+    appointment = fal_clock.on(HOUR, lambda: None)
+    fal_clock.freeze()
+    assert (appointment.calls, fal_clock.frozen) == (0, True)
+
+
+def test_stopping_the_clock_does_not_undo_a_move_on_the_way(
+    fal_clock: Clock, start: datetime
+) -> None:
+    fal_clock.on(HOUR, lambda: fal_clock.advance(hours=5))
+    fal_clock.freeze(start + 2 * HOUR)
+    assert fal_clock.now() == start + 6 * HOUR
+
+
+def test_the_present_is_met_by_the_next_move(fal_clock: Clock, start: datetime) -> None:
+    seen = []
+    fal_clock.on(0, lambda: seen.append(fal_clock.now()))
+    fal_clock.on(start, lambda: seen.append(fal_clock.now()))
+    fal_clock.keep_appointments()
+    assert seen == [], "the clock stands still"
+    fal_clock.advance(0)
+    assert seen == [start, start]
+
+
+def test_on_a_running_clock_it_is_met_once_its_moment_has_come(fal_clock: Clock) -> None:
+    seen = []
+    fal_clock.on(0, lambda: seen.append("now"))
+    fal_clock.on(0, lambda: seen.append("then"))
+    fal_clock.on(HOUR, lambda: seen.append("later"))
+    fal_clock.keep_appointments()
+    assert seen == ["now", "then"]
+
+
 def test_each_test_starts_with_nothing_to_come(fal_clock: Clock) -> None:
     assert not fal_clock._agenda
 
 
 def test_the_past_is_refused(fal_clock: Clock, start: datetime) -> None:
-    with pytest.raises(ValueError, match=r"is at 2026-01-01T00:00:00.00:00 already. Write on"):
+    with pytest.raises(ValueError) as caught:
         fal_clock.on(start - HOUR, lambda: None)
+    assert str(caught.value) == (
+        "Clock.on() was given 2025-12-31T23:00:00+00:00, and the clock is at "
+        "2026-01-01T00:00:00+00:00 already. Write on(timedelta(hours=1), ...) for an hour from now."
+    )
 
 
 def test_a_moment_without_a_time_zone_is_refused(fal_clock: Clock) -> None:
-    with pytest.raises(ValueError, match="has no time zone"):
+    with pytest.raises(ValueError) as caught:
         fal_clock.on(datetime(2999, 1, 1), lambda: None)
+    assert str(caught.value) == (
+        "Clock.on() was given 2999-01-01T00:00:00, which has no time zone, so it names no moment. "
+        "Write on(datetime(..., tzinfo=timezone.utc))."
+    )
 
 
 @pytest.mark.parametrize("every", [0, timedelta(seconds=-1)])
 def test_it_cannot_repeat_without_end(fal_clock: Clock, start: datetime, every: Any) -> None:
-    with pytest.raises(ValueError, match=r"every=.... has to be more than 0"):
+    with pytest.raises(ValueError) as caught:
         fal_clock.on(HOUR, lambda: None, every=every)
+    assert str(caught.value) == (
+        "Clock.on(every=...) has to be more than 0, for example 60 seconds."
+    )
 
 
 # --- with the rest of the platform ----------------------------------------------------------------

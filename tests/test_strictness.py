@@ -457,9 +457,13 @@ SAMPLES = [
     (PNG, "image/png"),
     (JPEG, "image/jpeg"),
     (picture("GIF"), "image/gif"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
     (picture("WEBP"), "image/webp"),
     (box(b"avif"), "image/avif"),
+    (box(b"avis"), "image/avif"),
     (box(b"heic"), "image/heic"),
+    (box(b"heix"), "image/heic"),
     (box(b"mif1"), "image/heif"),
     (box(b"isom"), "video/mp4"),
     (box(b"mp42"), "video/mp4"),
@@ -471,6 +475,9 @@ SAMPLES = [
     (b"ID3\x04\0\0", "audio/mpeg"),
     (b"\xff\xfb\x90\x00", "audio/mpeg"),
     (b"\xff\xf3\x40\xc0", "audio/mpeg"),
+    (b"\xff\xfa\x10", "audio/mpeg"),  # the lowest bit rate
+    (b"\xff\xf3\x98", "audio/mpeg"),
+    (b"\xff\xf2\xe8", "audio/mpeg"),  # the highest one, and the last sample rate
     (b"OggS\0\2", "application/ogg"),
     (b"fLaC\0\0\0\x22", "audio/flac"),
     (b"%PDF-1.7\n", "application/pdf"),
@@ -510,6 +517,72 @@ def test_what_only_resembles_a_type_is_none(content: bytes) -> None:
 )
 def test_a_frame_that_cannot_be_played_is_no_mp3(content: bytes) -> None:
     assert sniff(content) is None
+
+
+def test_the_type_of_a_matroska_file_is_looked_for_in_its_header() -> None:
+    header = b"\x1aE\xdf\xa3".ljust(60)
+    assert sniff(header + b"webm") == "video/webm"
+    assert sniff(header + b" webm") == "video/x-matroska"
+
+
+#: By what is found: the other names of it, and those of what it is a form of.
+NAMES = {
+    PNG: "image/x-png image/apng image/vnd.mozilla.apng",
+    JPEG: "image/jpg image/pjpeg",
+    box(b"heic"): "image/heif image/heic-sequence",
+    box(b"mif1"): "image/heic image/avif",
+    b"ID3\x04\0\0": "audio/mp3 audio/x-mp3 audio/mpeg3 audio/x-mpeg",
+    sound(): "audio/wave audio/x-wav audio/vnd.wave",
+    b"fLaC\0\0\0\x22": "audio/x-flac",
+    b"OggS\0\2": "audio/ogg video/ogg audio/opus audio/vorbis",
+    b"%PDF-1.7\n": "application/x-pdf",
+    box(b"isom"): "audio/mp4 application/mp4 video/x-m4v audio/m4a audio/x-m4a video/3gpp "
+    "audio/3gpp video/3gpp2 audio/3gpp2",
+    b"\x1aE\xdf\xa3B\x82\x84webm": "audio/webm video/x-matroska video/matroska",
+    b"\x1aE\xdf\xa3B\x82\x88matroska": "video/matroska audio/x-matroska audio/matroska",
+    b"RIFF\0\0\0\0AVI LIST": "video/avi video/msvideo video/vnd.avi",
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "declared"),
+    [(content, name) for content, names in NAMES.items() for name in names.split()],
+)
+def test_a_type_goes_by_its_other_names(content: bytes, declared: str) -> None:
+    assert contradicts(declared, content) is None
+    assert contradicts(declared, BINARY + b"x") is None
+    assert contradicts("text/plain", content) == sniff(content)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        "application/json",
+        "application/mp4",
+        "application/ogg",
+        "application/pdf",
+        "application/x-pdf",
+        "application/xml",
+        "application/gzip",
+    ],
+)
+def test_what_is_never_packed_is_contradicted_by_an_archive(declared: str) -> None:
+    assert contradicts(declared, archive("a")) == "application/zip"
+
+
+def test_two_kinds_of_archives_are_two() -> None:
+    assert contradicts("application/zip", gzip.compress(b"x", mtime=0)) == "application/gzip"
+
+
+def test_the_bytes_that_no_text_has_are_those_of_the_standard() -> None:
+    found = [byte for byte in range(256) if is_unrecognised(b"a" + bytes([byte]))]
+    assert found == [*range(0x09), 0x0B, *range(0x0E, 0x1B), *range(0x1C, 0x20)]
+
+
+@pytest.mark.parametrize("mark", [b"\xfe\xff", b"\xff\xfe", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_begins_a_text(mark: bytes) -> None:
+    assert not is_unrecognised(mark + b"\0a")
+    assert is_unrecognised(b"\0a" + mark)
 
 
 @pytest.mark.parametrize(
@@ -592,3 +665,10 @@ def test_the_head_is_taken_and_nothing_lost(chunks: list[bytes]) -> None:
     head, taken = split_head(rest)
     assert head == b"".join(chunks)[:HEAD]
     assert taken + list(rest) == chunks
+
+
+@pytest.mark.parametrize(("first", "taken"), [(1444, 2), (1445, 1), (1446, 1)])
+def test_no_more_is_taken_than_the_head_needs(first: int, taken: int) -> None:
+    """1,445 bytes are what the standard has a browser look at."""
+    head, chunks = split_head(iter([bytes(first), b"ab", b"c"]))
+    assert (len(head), len(chunks)) == (1445, taken)

@@ -114,6 +114,76 @@ def test_the_inverse_prefers_the_latest_instant() -> None:
     assert timeline.real_at(1_050, now=300) == 250
 
 
+def test_the_inverse_is_the_latest_instant_that_shows_the_beginning() -> None:
+    """A coarse stamp lies before the instant of the jump, and shows the same."""
+    timeline = Timeline().then(90, 100, 1_000, ticking=True)
+    assert [timeline.virtual_at(real, 200) for real in (89, 90, 99, 100, 101)] == [
+        89,
+        1_000,
+        1_000,
+        1_000,
+        1_001,
+    ]
+    assert timeline.real_at(1_000, now=200) == 100
+    assert timeline.real_at(1_000, now=95) == 95
+    before_the_next = timeline.then(96, 110, 5_000, ticking=True)
+    assert before_the_next.real_at(1_000, now=200) == 95
+
+
+def test_the_inverse_of_the_first_instant_is_in_its_segment() -> None:
+    timeline = Timeline().then(100, 100, 1_000, ticking=True).then(200, 200, 5_000, ticking=False)
+    assert timeline.real_at(1_000, now=300) == 100
+    assert timeline.real_at(1_099, now=300) == 199
+    assert timeline.real_at(1_100, now=300) is None
+    assert timeline.real_at(5_000, now=300) == 200
+
+
+def test_a_stamp_of_a_late_boundary_shows_what_has_passed_since_the_jump() -> None:
+    timeline = Timeline().then(110, 100, 1_000, ticking=True)
+    assert timeline.virtual_at(110, now=200) == 1_010
+    assert timeline.real_at(1_000, now=200) is None
+
+
+def test_an_instant_that_is_still_to_come_is_no_inverse() -> None:
+    timeline = Timeline().then(100, 100, 1_000, ticking=True)
+    assert timeline.real_at(1_100, now=200) == 200
+    assert timeline.real_at(1_101, now=200) is None
+
+
+def test_before_the_first_jump_the_inverse_is_the_moment_itself() -> None:
+    timeline = Timeline().then(100, 100, 10_000, ticking=True)
+    assert timeline.real_at(99, now=200) == 99
+    assert timeline.real_at(100, now=200) is None
+
+
+def test_the_first_boundary_is_none_until_something_happens() -> None:
+    timeline = Timeline()
+    assert timeline.first_boundary is None
+    later = timeline.then(100, 100, 1_000, ticking=False).then(200, 200, 2_000, ticking=False)
+    assert later.first_boundary == 100
+
+
+def test_a_timeline_knows_what_came_after_an_earlier_one() -> None:
+    start = Timeline().then(100, 100, 1_000, ticking=False)
+    first = start.then(200, 200, 2_000, ticking=False)
+    last = first.then(300, 300, 3_000, ticking=False)
+    assert last.goes_on_from(start)
+    assert last.goes_on_from(last)
+    assert last.goes_on_from(Timeline())
+    assert not start.goes_on_from(last)
+    assert last.since(len(start)) == [*last.segments[1:]]
+    assert first.since(len(start)) == [first.last]
+    assert start.since(0) == [start.last]
+
+
+def test_a_timeline_does_not_go_on_from_another_one() -> None:
+    start = Timeline().then(100, 100, 1_000, ticking=False)
+    first = start.then(200, 200, 2_000, ticking=False)
+    second = start.then(300, 300, 3_000, ticking=False)
+    assert not second.goes_on_from(first)
+    assert not first.goes_on_from(Timeline().then(100, 100, 1_000, ticking=False))
+
+
 def test_a_jump_backwards_keeps_earlier_stamps_where_they_were() -> None:
     timeline = Timeline().then(100, 100, 9_000, ticking=False).then(200, 200, 50, ticking=False)
     assert (timeline.virtual_at(150, 300), timeline.virtual_at(250, 300)) == (9_000, 50)
@@ -139,5 +209,7 @@ def test_two_timelines_that_go_on_from_one_have_nothing_to_do_with_each_other() 
         2_000,
         1_000,
     ]
+    assert [len(timeline.segments) for timeline in (start, first, second)] == [1, 2, 2]
+    assert start.boundaries == (100,)
     assert first.boundaries == (100, 200)
     assert second.boundaries == (100, 300)

@@ -128,3 +128,67 @@ def test_of_two_that_write_at_once_the_last_to_close_wins(known, one, other, fir
     history.publish(later, first)
     history.publish(opened, first + span)
     assert set(seen(history, 100, known)) == {1}
+
+
+def test_without_delays_everybody_sees_it_at_once():
+    version = Version(1, WRITER, 5)
+    assert [version.listed(place, Delays()) for place in PLACES[1:]] == [5] * 4
+    assert [version.readable(place, Delays()) for place in PLACES[1:]] == [5] * 4
+    assert version.everywhere(Delays()) == 5
+
+
+@given(places, delays, st.none() | st.integers(0, 12))
+def test_what_can_be_read_is_listed(place, known, at):
+    version = Version(1, WRITER, at)
+    listed, readable = version.listed(place, known), version.readable(place, known)
+    assert (listed is None) == (readable is None)
+    assert listed is None or readable >= listed
+    assert place.datacenter != WRITER.datacenter or readable == listed
+
+
+def test_what_was_there_before_is_everybodys():
+    version = Version(1)
+    assert (
+        version.readable(WRITER, Delays(1, 2, 3)) == version.everywhere(Delays(1, 2, 3)) == ALWAYS
+    )
+
+
+def test_a_history_is_settled_once_its_last_state_has_arrived_everywhere():
+    known = Delays(datacenter=1, everywhere=9, listing=2)
+    history = history_of([(WRITER, 1)])
+    assert not history.settle(9, known)
+    assert [version.value for version in history.versions] == [0, 1]
+    assert history.settle(10, known)
+    assert [(version.value, version.by) for version in history.versions] == [(1, None)]
+    history.add(Version(2, WRITER))
+    assert not history.settle(100, known), "it is open still"
+    assert history.newest.value == 2
+
+
+def test_nothing_is_settled_while_the_first_state_is_under_way():
+    history = History(Version(1, WRITER, 5))
+    assert not history.settle(4, Delays())
+    assert history.settle(5, Delays())
+
+
+def test_what_is_closed_at_the_moment_of_its_like_replaces_it():
+    history, again = history_of([(WRITER, 3)]), Version(1, WRITER)
+    history.add(again)
+    history.publish(again, 3)
+    assert [version.value for version in history.versions] == [0, 1]
+    assert history.newest is again
+
+
+def test_each_place_has_its_own_delay():
+    known, version = Delays(datacenter=1, everywhere=9, listing=5), Version(1, WRITER, 0)
+    assert version.listed(SAME_DATACENTER, known) == version.readable(SAME_DATACENTER, known) == 1
+    assert (version.listed(ELSEWHERE, known), version.readable(ELSEWHERE, known)) == (5, 9)
+
+
+def test_what_has_arrived_is_as_if_it_had_always_been_there():
+    known = Delays(datacenter=1, everywhere=9, listing=2)
+    history = history_of([(WRITER, 1), (WRITER, 100)])
+    assert not history.settle(10, known)
+    assert [version.value for version in history.versions] == [1, 2]
+    first = history.versions[0]
+    assert first.listed(ELSEWHERE, known) == first.readable(ELSEWHERE, known) == ALWAYS

@@ -82,11 +82,8 @@ class Version(Generic[Value]):
 
     def readable(self, observer: Place, delays: Delays) -> int | None:
         """When the observer can read it; from ``listed`` until then a read waits."""
-        listed = self.listed(observer, delays)
-        if listed is None or listed == ALWAYS or self.by is None or self.at is None:
-            return listed
-        if observer.datacenter == self.by.datacenter:
-            return listed
+        if self.by is None or self.at is None or observer.datacenter == self.by.datacenter:
+            return self.listed(observer, delays)
         return self.at + delays.until_readable_elsewhere()
 
     def everywhere(self, delays: Delays) -> int | None:

@@ -60,5 +60,5 @@ def queued_request(path: str) -> QueuedRequest | None:
     match = _REQUEST.fullmatch(path)
     if match is None:
         return None
-    call = match["call"].strip("/")
+    call = match["call"][1:]
     return QueuedRequest(match["app"], match["id"], "" if call == "response" else call)

@@ -65,12 +65,9 @@ def forwarded(
     """
     refused = [name for name in given if _is_reserved(name) and name not in _CONSUMED]
     passed = {name: value for name, value in given.items() if not _is_reserved(name)}
-    return {**gateway, **passed, **_own(gateway, passed)}, refused
-
-
-def _own(gateway: Mapping[str, str], passed: Mapping[str, str]) -> dict[str, str]:
-    """The gateway's headers that win: all but the token, which nested calls bring along."""
-    return {name: gateway[name] for name in gateway if name not in passed or name != _TOKEN}
+    # The gateway's own win, but for the token, which nested calls bring along.
+    winning = {name: value for name, value in gateway.items() if name != _TOKEN}
+    return {**gateway, **passed, **winning}, refused
 
 
 def _is_reserved(name: str) -> bool:
@@ -102,8 +99,7 @@ def whole(response: httpx.Response) -> httpx.Response:
     Raises:
         IncompleteAnswerError: it breaks off.
     """
-    stream = cast("httpx.SyncByteStream", response.stream)
-    return _with_body(response, response.headers.raw, b"".join(stream))
+    return _whole(response, response.headers.raw)
 
 
 def answer(response: httpx.Response, request_id: str, runner: str) -> httpx.Response:
@@ -118,19 +114,18 @@ def answer(response: httpx.Response, request_id: str, runner: str) -> httpx.Resp
         (b"x-fal-served-from", runner.encode()),
     ]
     if isinstance(response.stream, httpx.ByteStream):
-        return _with_body(response, headers, b"".join(response.stream))
+        return _whole(response, headers)
     return httpx.Response(response.status_code, headers=headers, stream=response.stream)
 
 
 def copy(response: httpx.Response) -> httpx.Response:
     """A whole answer once more, for another reader."""
     assert isinstance(response.stream, httpx.ByteStream)
-    return _with_body(response, response.headers.raw, b"".join(response.stream))
+    return _whole(response, response.headers.raw)
 
 
-def _with_body(
-    response: httpx.Response, headers: list[tuple[bytes, bytes]], body: bytes
-) -> httpx.Response:
+def _whole(response: httpx.Response, headers: list[tuple[bytes, bytes]]) -> httpx.Response:
+    body = b"".join(cast("httpx.SyncByteStream", response.stream))
     made = httpx.Response(response.status_code, headers=headers, stream=httpx.ByteStream(body))
     made.read()
     return made

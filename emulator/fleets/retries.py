@@ -34,7 +34,7 @@ ErrorType = Literal[
 ]
 Fate = Literal["keep", "probe", "kill"]
 
-_LOST: Mapping[str, Condition] = {
+_LOST: Mapping[str | None, Condition] = {
     "request_timeout": "timeout",
     "runner_disconnected": "server_error",
     "runner_connection_error": "connection_error",
@@ -127,7 +127,7 @@ def _fate(outcome: Outcome, after_503: str) -> Fate:
 
 def _condition(outcome: Outcome) -> Condition | None:
     if outcome.status is None:
-        return _LOST.get(outcome.error or "")
+        return _LOST.get(outcome.error)
     return "server_error" if outcome.status in (503, 504) else None
 
 
@@ -168,8 +168,10 @@ def _asked(outcome: Outcome) -> bool | None:
 
 def _requested(text: str | None) -> dict[str, int]:
     """The caller's budgets; whatever is malformed is ignored, as the platform does."""
+    if text is None:
+        return {}
     try:
-        entries = json.loads(text or "{}")
+        entries = json.loads(text)
     except ValueError:
         return {}
     if not isinstance(entries, dict):

@@ -133,5 +133,5 @@ def held(chunks: Chunks, count: int | None, hold: Callable[[], None]) -> Iterato
             yield bytes(chunk[count:])
             count = -1
             continue
-        count -= len(chunk) if count >= 0 else 0
+        count -= len(chunk)
         yield chunk

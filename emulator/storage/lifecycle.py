@@ -145,7 +145,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _no_such_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is Python's, not JSON's")
+    raise ValueError(name)
 
 
 def _malformed_parts(preference: dict[str, Any]) -> tuple[str, ...]:

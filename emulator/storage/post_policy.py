@@ -6,7 +6,6 @@ Source: Amazon S3, "Browser-based uploads using POST": policies, conditions, for
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Sequence
@@ -134,7 +133,7 @@ def expiration_of(document: dict[str, Any]) -> datetime:
 def _read_policy(policy: str) -> dict[str, Any]:
     try:
         document = json.loads(base64.b64decode(policy, validate=True))
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise _invalid("Invalid JSON.") from None
     if not isinstance(document, dict):
         raise _invalid("Invalid JSON.")
@@ -169,7 +168,7 @@ def _compare(kind: str, dollar: str, wanted: str, values: dict[str, str]) -> set
     given = values.get(name, "")
     holds = given == wanted if kind == "eq" else given.startswith(wanted)
     if kind == "starts-with" and name == "content-type" and "," in given:
-        holds = all(one.strip().startswith(wanted) for one in given.split(","))
+        holds = all(one.lstrip().startswith(wanted) for one in given.split(","))
     if not holds:
         raise _denied(f"Policy Condition failed: {json.dumps([kind, dollar, wanted])}")
     return {name}

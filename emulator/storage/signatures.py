@@ -28,7 +28,8 @@ __all__ = [
 _SUBRESOURCES = re.compile(
     "accelerate|acl|analytics|cors|delete|inventory|legal-hold|lifecycle|location|logging|metrics|"
     "notification|object-lock|partNumber|policy|replication|requestPayment|response-[a-z-]+|"
-    "restore|retention|select|tagging|torrent|uploadId|uploads|versionId|versioning|versions|website"
+    "restore|retention|select|select-type|storageClass|tagging|torrent|uploadId|uploads|versionId|"
+    "versioning|versions|website"
 )
 
 
@@ -45,7 +46,7 @@ def is_subresource(name: str) -> bool:
 
 def canonical_path(path: str) -> str:
     """A path as it is signed: everything but unreserved characters and slashes is escaped."""
-    return quote(unquote_to_bytes(path), safe="/-_.~")
+    return quote(unquote_to_bytes(path))
 
 
 def canonical_request(
@@ -66,7 +67,7 @@ def canonical_request(
         signed: the names of the signed headers, separated by semicolons.
         payload: the hash of the body, or what stands for it.
     """
-    encoded = sorted((quote(n, safe="-_.~"), quote(v, safe="-_.~")) for n, v in pairs)
+    encoded = sorted((quote(n, safe=""), quote(v, safe="")) for n, v in pairs)
     lines = [f"{name}:{re.sub(r' +', ' ', headers(name).strip())}" for name in signed.split(";")]
     query = "&".join(f"{name}={value}" for name, value in encoded)
     return "\n".join([method, canonical_path(path), query, *lines, "", signed, payload])

@@ -37,7 +37,7 @@ class UploadPolicy:
 
     def file_url(self, file_name: str) -> str:
         """Where the file will be, by the path that the SDK makes of the same policy."""
-        key = urllib.parse.quote(self._key(file_name).lstrip("/"), safe="/~")
+        key = urllib.parse.quote(self._key(file_name).lstrip("/"))
         return f"{self.url.rstrip('/')}/{key}"
 
     def request(
