@@ -510,6 +510,12 @@ class _Recorder:
     def hasplugin(self, name: str) -> bool:
         return False
 
+    def getoption(self, name: str) -> None:
+        return None
+
+    def getini(self, name: str) -> object:
+        return next(default for known, _, default in self.settings if known == name)
+
 
 def options_page() -> tuple[str, str]:
     """Markers, command-line options, ini settings and environment variables."""

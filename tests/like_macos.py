@@ -1,4 +1,4 @@
-"""Run pytest as on a system that has nothing of Linux's own: ``python tests/like_macos.py arguments``.
+"""Run pytest as on a system without what is Linux's own: ``python tests/like_macos.py arguments``.
 
 No /proc, no namespaces, none of the calls and constants that macOS lacks, and ``sys.platform`` says
 ``darwin``. It is no Mac: the kernel, the file system and the loopback stay Linux's. Needs root.
