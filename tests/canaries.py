@@ -58,13 +58,14 @@ def files(words: Words) -> dict[str, str]:
     }
     cloud = json.dumps(google)
     key = f"{words.new('the key id in the fal configuration')}:{words.new('the key in it')}"
+    config = f'[__internal__]\nprofile = "default"\n[default]\nkey = "{key}"\n'
     return {
         "data/precious": words.new("a file in /data"),
         "data/models/weights.safetensors": words.new("weights in /data"),
         "data/.fal/secret": words.new("a hidden file in /data"),
         "home/.fal/auth0_token": words.new("the fal login token"),
-        "home/.fal/config.toml": f'[default]\nkey = "{key}"\n',
-        "home/elsewhere/fal.toml": f'[default]\nkey = "{key}"\n',
+        "home/.fal/config.toml": config,
+        "home/elsewhere/fal.toml": config,
         "home/.aws/credentials": (
             f"[default]\naws_access_key_id = {words.new('the AWS key id in ~/.aws')}\n"
             f"aws_secret_access_key = {words.new('the AWS key in ~/.aws')}\n"

@@ -38,8 +38,8 @@ from emulator.errors import NamespaceRefusedError
 from emulator.storage import mounts
 
 ESCAPED = 3
-#: A directory of the machine's own root.
-PLACE = Path("/no-escape")
+#: Directories of the machine's own root.
+PLACE, HOME = Path("/no-escape"), Path("/canary-home")
 SETTLE_SECONDS = 3.0
 PYTEST = "import sys; sys.path.insert(0, sys.argv.pop(1)); import pytest; sys.exit(pytest.main())"
 
@@ -81,26 +81,35 @@ class Machine:
         (own / "root").mkdir()
         mounts.enter_private_namespace()
         mounts.build_root_with("data", str(own / "root"), also=PLACE.name)
-        self.canaries = PLACE / "canaries"
+        self.canaries = self._lay_out_canaries()
         self.running = PLACE / "running"
-        for folder in (self.canaries, self.running):
-            folder.mkdir()
+        self.running.mkdir()
         self.running.chmod(0o777)
         self.asked = socket.socket(socket.AF_UNIX)
         self.asked.bind(str(self.running / SEEN))
         (self.running / SEEN).chmod(0o777)
         self.asked.listen()
         self.asked.setblocking(False)
-        seed(self.canaries, self.words)
-        mount(str(self.canaries / "data"), "/data", None, MS_BIND)
-        canary = own / "canary"  # in /tmp, unless TMPDIR says otherwise
-        canary.mkdir()
-        mount(str(self.canaries / "tmp"), str(canary), None, MS_BIND)
         ask_there(PLACE)
         os.chdir(directory)
         self.outside = Outside()
         self.before = state_of(self.canaries)
         self.watch = Watch(self.canaries)
+
+    def _lay_out_canaries(self) -> Path:
+        """Put them where a user has such things, and only there."""
+        whole = PLACE / "whole"
+        whole.mkdir()
+        seed(whole, self.words)
+        # In /tmp, unless TMPDIR says otherwise.
+        places = {"data": Path("/data"), "home": HOME, "tmp": self.own / "canary"}
+        for name, place in places.items():
+            place.mkdir(exist_ok=True)
+            mount(str(whole / name), str(place), None, MS_BIND)
+        descriptor = os.open(whole, os.O_PATH)
+        mounts.unmount(str(whole))
+        whole.rmdir()
+        return Path(f"/proc/self/fd/{descriptor}")
 
     def run(self, arguments: list[str]) -> int:
         code = self._look_on(self._start(arguments))
@@ -117,7 +126,7 @@ class Machine:
 
     def _start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-        environment.update(variables(self.words, str(self.canaries / "home")))
+        environment.update(variables(self.words, str(HOME)))
         environment[FOLDER] = str(self.running)
         own = [
             *("-p", "running_tests", "-p", "no:cacheprovider", "-o", "junit_logging=all"),
@@ -166,7 +175,7 @@ class Machine:
         for path, process in self.watch.read():
             if process == os.getpid():
                 continue
-            test = started_by(self.running, process)
+            test = self._test_of(process)
             if test is None and path in CONFIGURATION:
                 self.at_import[path] += 1
             else:
@@ -175,12 +184,17 @@ class Machine:
             tests = running(self.running)
             self.sent[f"{meant} while {' and '.join(tests) or 'no test'} was running"] += 1
 
+    def _test_of(self, process: int) -> str | None:
+        """The test that opened something, or those that it may have been."""
+        if Path(f"/proc/{process}").exists():
+            return started_by(self.running, process)
+        return " or ".join(running(self.running)) or None
+
     def _report(
         self, watched: int, changed: list[str], number: int, found: list[str], left: list[str]
     ) -> bool:
         """Say it; whether anything escaped."""
-        home = self.canaries
-        print(f"\n== what escaped: {watched} canaries in /data, {home}/home and /tmp")
+        print(f"\n== what escaped: {watched} canaries in /data, {HOME} (the home) and /tmp")
         for times, path in sorted((n, p) for p, n in self.at_import.items()):
             print(f"read by the SDK as it was imported, before any test: {path}, {times} events")
         told = {
@@ -206,7 +220,7 @@ def command_of(process: int) -> str:
         line = ""
     if PYTEST in line:
         return "pytest itself"
-    return line.replace("\0", " ").strip()[:200] or "a process that has ended"
+    return line.replace("\0", " ").strip()[:100] or "a process that has ended"
 
 
 def end_what_is_left() -> list[str]:
