@@ -782,6 +782,7 @@ def test_the_working_directory_may_be_gone(
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")  # as "python -c" has it
     folder.rmdir()
     own._disk.mount()
     assert {"/data", "/tmp"} <= mount_points()
