@@ -162,6 +162,7 @@ def start(
     command: list[str], uid: int, own: str, capture_output: bool = False
 ) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment.pop("FAL_CONFIG_PATH", None)  # another user's
     environment.update(
         HOME=own,
         HYPOTHESIS_STORAGE_DIRECTORY=f"{own}/hypothesis",

@@ -37,14 +37,12 @@ class Words:
         self.meaning: dict[bytes, str] = {}
 
     def new(self, meaning: str) -> str:
-        word = f"canary{secrets.token_hex(12)}"
+        word = f"lark{secrets.token_hex(12)}"
         self.meaning[word.encode()] = meaning
         return word
 
     def found_in(self, data: bytes) -> set[str]:
         """What the words are for that are in there."""
-        if b"canary" not in data:
-            return set()
         return {meaning for word, meaning in self.meaning.items() if word in data}
 
 
@@ -71,7 +69,7 @@ def files(words: Words) -> dict[str, str]:
             f"aws_secret_access_key = {words.new('the AWS key in ~/.aws')}\n"
         ),
         "home/.aws/config": "[default]\nregion = eu-west-3\n",
-        "home/.netrc": (f"default login canary password {words.new('the password in ~/.netrc')}\n"),
+        "home/.netrc": (f"default login me password {words.new('the password in ~/.netrc')}\n"),
         "home/.git-credentials": f"https://me:{words.new('a password of git')}@github.com\n",
         "home/.cache/huggingface/token": words.new("the Hugging Face token in ~/.cache"),
         "home/.config/gcloud/application_default_credentials.json": cloud,

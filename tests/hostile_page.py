@@ -1,13 +1,13 @@
-"""The tables of ``docs/isolation.md``, from the attempts: ``python tests/hostile/page.py``."""
+"""The tables of ``docs/isolation.md``, from the attempts: ``python tests/hostile_page.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from attempts import ATTEMPTS, Attempt
+from hostile.attempts import ATTEMPTS, Attempt
 
-PAGE = Path(__file__).parents[2] / "docs" / "isolation.md"
+PAGE = Path(__file__).parents[1] / "docs" / "isolation.md"
 ISOLATIONS = ("thread", "process")
 
 

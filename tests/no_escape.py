@@ -41,7 +41,13 @@ ESCAPED = 3
 #: Directories of the machine's own root.
 PLACE, HOME = Path("/no-escape"), Path("/canary-home")
 SETTLE_SECONDS = 3.0
-PYTEST = "import sys; sys.path.insert(0, sys.argv.pop(1)); import pytest; sys.exit(pytest.main())"
+#: As ``python -m pytest``, with the directory of the plugin on the path.
+PYTEST = """
+import os, sys
+sys.path[:1] = [sys.argv.pop(1), os.getcwd()]
+import pytest
+sys.exit(pytest.main())
+"""
 
 
 def main(arguments: list[str]) -> int:

@@ -36,6 +36,15 @@ def all_of_moto() -> list[str]:
     return [b for account in s3_backends.values() for one in account.values() for b in one.buckets]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nobodys_settings() -> Iterator[None]:
+    """A user's mock is outside of our emulation: boto3 would find what the user has at Amazon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield
+
+
 @pytest.fixture
 def users_mock() -> Iterator[None]:
     """What a user's conftest has."""

@@ -14,19 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hostile.attempts import ATTEMPTS, Attempt
+from hostile_page import ISOLATIONS, PAGE, with_tables
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE / "hostile"))
-
-from attempts import ATTEMPTS, Attempt
-from page import ISOLATIONS, PAGE, with_tables
-
 PROGRAMS = ("curl", "env", "nsenter", "unshare")
 
 
 def test_the_page_has_the_tables_of_the_attempts():
     page = PAGE.read_text("utf-8")
-    assert page == with_tables(page), "write it again: python tests/hostile/page.py"
+    assert page == with_tables(page), "write it again: python tests/hostile_page.py"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make such a machine")
@@ -49,6 +46,7 @@ def test_every_attempt_ends_as_the_page_says(tmp_path):
     assert done.returncode == 3, done.stdout
     seen = sections(done.stdout)
     assert list(differences(tmp_path, seen)) == [], done.stdout
+    assert seen["changed"] == ["- home/written was made"]
 
 
 def sections(output: str) -> dict[str, list[str]]:

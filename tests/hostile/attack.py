@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fal
 import pytest
-from attempts import ATTEMPTS
+from hostile.attempts import ATTEMPTS
 
 RESULTS = "HOSTILE_RESULTS"
 

@@ -39,7 +39,7 @@ class Attempt:
         why: that is stopped, or is not.
         stopped: in which isolations of runners.
         error: part of what is raised where it is stopped.
-        seen: what the machine sees where it is not: ``"opened"``, ``"packets"`` or ``"changed"``.
+        seen: what the machine sees where it is not: ``"opened"`` or ``"packets"``.
         afterwards: told the result once the runner has ended; raises if it came to nothing.
     """
 
@@ -154,7 +154,7 @@ def writes_to_the_root():
 )
 def looks_at_the_environment():
     names = ("FAL_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    if not any("canary" in os.environ.get(name, "") for name in names):
+    if not any("lark" in os.environ.get(name, "") for name in names):
         raise StoppedError("KeyError")
 
 
@@ -162,7 +162,7 @@ def looks_at_the_environment():
     "find other credentials in its environment (`HF_TOKEN`)", "an app's test may need them"
 )
 def looks_at_the_rest_of_the_environment():
-    assert "canary" in os.environ["HF_TOKEN"]
+    assert "lark" in os.environ["HF_TOKEN"]
 
 
 @gets_through(
@@ -174,7 +174,7 @@ def looks_at_the_parents_environment():
     while number > 1:
         found += Path(f"/proc/{number}/environ").read_bytes()
         number = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
-    assert b"FAL_KEY=canary" in found
+    assert b"FAL_KEY=lark" in found
 
 
 @gets_through(
@@ -189,7 +189,7 @@ def opens_the_home():
 @gets_through(
     "write to your home, or as root to `/etc`",
     "everything but `/data`, `/tmp` and `/` is the host's",
-    "changed",
+    "opened",
 )
 def writes_to_the_home():
     with open("/etc/passwd", "a"):
@@ -204,7 +204,7 @@ def writes_to_the_home():
 def empties_the_environment():
     asks = "from fal.auth import key_credentials; print(key_credentials())"
     home = f"HOME={os.path.expanduser('~')}"
-    assert "canary" in in_another_program("env", "-i", home, sys.executable, "-c", asks)
+    assert "lark" in in_another_program("env", "-i", home, sys.executable, "-c", asks)
 
 
 @gets_through(
