@@ -1,7 +1,7 @@
 """A plugin for ``no_escape.py``: says from outside which test a process is running.
 
-The name of the test lies in a file that is called like the process, while the test is running. At
-its end the test waits until all that it did has been seen, so nothing is put down to the next one.
+The name of the test lies in a file that is called like the process, while the test is running. A
+test waits before it, and at its end, until all has been seen: nothing is put down to another one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = "NO_ESCAPE_RUNNING"
-#: The socket file in it that is connected to at a test's end; closed again when all is seen.
+#: The socket file in it; a connection to it is closed when all has been seen.
 SEEN = "seen"
 
 
@@ -22,14 +22,19 @@ SEEN = "seen"
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     folder = Path(os.environ[FOLDER])
     place = folder / str(os.getpid())
+    wait_until_seen(folder)
     place.write_text(item.nodeid)
     try:
         return (yield)
     finally:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(folder / SEEN))
-            sock.recv(1)
+        wait_until_seen(folder)
         place.unlink()
+
+
+def wait_until_seen(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(folder / SEEN))
+        sock.recv(1)
 
 
 def running(folder: Path) -> list[str]:
