@@ -368,6 +368,13 @@ def test_addresses_of_one_test_are_forgotten_in_the_next(pytester):
     pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
 
 
+def test_an_address_of_one_test_is_nobodys_in_the_next(fal_emulator):
+    fal_emulator.resolver.set("a.example.com", "93.184.216.34")
+    fal_emulator.reset()
+    with socket.socket() as sock, pytest.raises(UnknownHostError):
+        sock.connect(("93.184.216.34", 443))
+
+
 def test_a_literal_address_that_nobody_serves_is_refused(fal_emulator):
     with socket.socket() as sock, pytest.raises(UnknownHostError) as caught:
         sock.connect(("93.184.216.34", 443))

@@ -94,7 +94,11 @@ class Resolver:
 
     def reset(self) -> None:
         """Forget the addresses that the test chose."""
-        self._chosen.clear()
+        if self._chosen:
+            self._name_of.clear()
+            for name, address in self._address_of.items():
+                self._name_of.setdefault(address, name)
+            self._chosen.clear()
         self._real_addresses.clear()
 
     def set(self, name: str, *addresses: str) -> None:

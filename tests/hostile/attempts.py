@@ -208,8 +208,8 @@ def empties_the_environment():
 
 
 @gets_through(
-    "as root: open `/data` by way of a process outside, `/proc/<parent>/root/data`",
-    "root may look at every process",
+    "open `/data` by way of a process outside, `/proc/<parent>/root/data`",
+    "root may look at every process, a user at pytest's own",
     "opened",
 )
 def opens_another_process_root():
