@@ -123,7 +123,9 @@ def describe(config: pytest.Config) -> str:
     refused = refusal_of(config) or mounts.refusal()
     if refused:
         return refused
-    how = "as root" if _outcome is None else "in a user namespace"
+    how = "in a user namespace"
+    if _outcome is None:
+        how = "as root" if os.geteuid() == 0 else "this user may mount"
     return f"/data and /tmp are real mounts in a private namespace ({how})"
 
 
