@@ -6,9 +6,10 @@ environment (see ``canaries.py``), and with a network that leads to a counter of
 with 3 if anything escaped; with 77 and one line that says why it cannot run at all (it needs root).
 
 It counts: each opening of a canary, by whom; each change of one; each packet beyond loopback; each
-word of a canary in pytest's output, in its report and in the files that it left; each process that
-outlived pytest. What the SDK reads of its configuration as it is imported, before the first test,
-is told, but is no escape: it is whoever imports it that reads it.
+word of a canary in pytest's output, in its report and in its base directory (both are this
+program's own, whatever the arguments say); each process that outlived pytest. What the SDK reads of
+its configuration as it is imported, before the first test, is told, but is no escape: it is whoever
+imports it that reads it.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Machine:
         ]
         command = [sys.executable, "-c", PYTEST, str(Path(__file__).parent)]
         return subprocess.Popen(
-            [*command, *own, *arguments],
+            [*command, *arguments, *own],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -149,6 +150,8 @@ class Machine:
     def _look_on(self, pytest: subprocess.Popen[bytes]) -> int:
         """Pass on pytest's output, and take in what happens, until pytest has ended."""
         assert pytest.stdout is not None
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to pytest as well
+        signal.signal(signal.SIGTERM, lambda *_: pytest.terminate())
         before = b""
         output = pytest.stdout.fileno()
         os.set_blocking(output, False)

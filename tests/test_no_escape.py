@@ -36,6 +36,7 @@ def run(folder: Path, tests: str, *arguments: str) -> tuple[int, str, str]:
 
 
 HARMLESS = """
+import os
 import socket
 
 import fal.toolkit
@@ -50,7 +51,8 @@ def test_stays(fal_emulator, fal_cdn, tmp_path):
     assert fal.toolkit.File.from_bytes(b"x", file_name="x").url
 
 def test_talks_on_this_machine():
-    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    places = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+    for family, address in places if os.path.exists("/proc/net/if_inet6") else places[:1]:
         with socket.socket(family) as server:
             server.bind((address, 0))
             server.listen()
@@ -106,7 +108,8 @@ def test_changes():
     (HOME / ".aws" / "config").chmod(0o600)
 
 def test_sends():
-    for family, host in ((socket.AF_INET, "1.1.1.1"), (socket.AF_INET6, "2606:4700::1111")):
+    places = [(socket.AF_INET, "1.1.1.1"), (socket.AF_INET6, "2606:4700::1111")]
+    for family, host in places if os.path.exists("/proc/net/if_inet6") else places[:1]:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"x", (host, 9))
     with socket.socket() as sock:
@@ -127,8 +130,6 @@ def test_keeps(tmp_path):
 
 def test_leaves_a_program():
     subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # Popen's own finalizer would warn, in the midst of another test.
-    os.environ["LEFT"] = "1"
 """
 
 
@@ -148,7 +149,6 @@ def test_what_escapes_is_named_and_where_it_went(tmp_path: Path) -> None:
         "- home/.fal/auth0_token was removed",
         "- home/made was made",
         "- UDP 1.1.1.1:9 while test_inner.py::test_sends was running",
-        "- UDP [2606:4700::1111]:9 while test_inner.py::test_sends was running",
         "- TCP 192.0.2.1:443 while test_inner.py::test_sends was running",
         "- UDP 203.0.113.53:53 (looking up evil.example) while test_inner.py::test_looks_up was "
         "running",
@@ -159,6 +159,8 @@ def test_what_escapes_is_named_and_where_it_went(tmp_path: Path) -> None:
         "- sleep 60 (process )",
     ):
         assert line in found, output + report
+    if os.path.exists("/proc/net/if_inet6"):
+        assert "- UDP [2606:4700::1111]:9 while test_inner.py::test_sends was running" in found
     by_a_program = r"- home/.netrc by test_inner.py::test_has_a_program_read \((cat .*|.* ended)\)"
     assert any(re.fullmatch(by_a_program, line) for line in found)
     assert not Path(f"/proc/{report.rpartition('process ')[2].rstrip(')')}").exists()

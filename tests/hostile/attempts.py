@@ -140,7 +140,11 @@ def opens_a_file_in_tmp():
     raise StoppedError("not found")
 
 
-@stopped("write to `/`", "the root is a file system in memory, the emulation's own (it stays there for later tests)", "not there")
+@stopped(
+    "write to `/`",
+    "the root is a file system in memory, the emulation's own (it stays there for later tests)",
+    "not there",
+)
 def writes_to_the_root():
     Path("/written").write_text("x")
     if not os.path.exists(f"/proc/{os.getppid()}/root/written"):
