@@ -42,10 +42,11 @@ ESCAPED = 3
 #: Directories of the machine's own root.
 PLACE, HOME = Path("/no-escape"), Path("/canary-home")
 SETTLE_SECONDS = 3.0
-#: As ``python -m pytest``, with the directory of the plugin on the path.
+#: As ``python -m pytest``, with the directory of the plugin at the end of the path.
 PYTEST = """
 import os, sys
-sys.path[:1] = [sys.argv.pop(1), os.getcwd()]
+sys.path[:1] = [os.getcwd()]
+sys.path.append(sys.argv.pop(1))
 import pytest
 sys.exit(pytest.main())
 """
@@ -102,6 +103,7 @@ class Machine:
         self.outside = Outside()
         self.before = state_of(self.canaries)
         self.watch = Watch(self.canaries)
+        self.watched = self.watch.count
 
     def _lay_out_canaries(self) -> Path:
         """Put them where a user has such things, and only there."""
@@ -122,13 +124,12 @@ class Machine:
         code = self._look_on(self._start(arguments))
         left = end_what_is_left()
         self._take_in()
-        watched = self.watch.count
         self.watch.close()
         self.outside.close()
         changed = list(changes(self.before, state_of(self.canaries)))
         number, found = search(self.words, self.own, ("basetemp", "report.xml"))
         found += [f"{meaning} is in pytest's output" for meaning in sorted(self.told)]
-        escaped = self._report(watched, changed, number, found, left)
+        escaped = self._report(changed, number, found, left)
         return ESCAPED if escaped else code
 
     def _start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -199,11 +200,9 @@ class Machine:
             return started_by(self.running, process)
         return " or ".join(running(self.running)) or None
 
-    def _report(
-        self, watched: int, changed: list[str], number: int, found: list[str], left: list[str]
-    ) -> bool:
+    def _report(self, changed: list[str], number: int, found: list[str], left: list[str]) -> bool:
         """Say it; whether anything escaped."""
-        print(f"\n== what escaped: {watched} canaries in /data, {HOME} (the home) and /tmp")
+        print(f"\n== what escaped: {self.watched} canaries in /data, {HOME} (the home) and /tmp")
         for times, path in sorted((n, p) for p, n in self.at_import.items()):
             print(f"read by the SDK as it was imported, before any test: {path}, {times} events")
         told = {
