@@ -10,7 +10,7 @@ from typing import Any
 import boto3
 import httpx
 import pytest
-from boto import client, closed_clients  # noqa: F401 - a fixture
+from boto import client, closed_clients, nobodys_settings  # noqa: F401 - fixtures
 from moto import mock_aws
 from moto.s3.models import s3_backends
 
@@ -34,15 +34,6 @@ def fill(name: str) -> None:
 
 def all_of_moto() -> list[str]:
     return [b for account in s3_backends.values() for one in account.values() for b in one.buckets]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nobodys_settings() -> Iterator[None]:
-    """A user's mock is outside of our emulation: boto3 would find what the user has at Amazon."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        yield
 
 
 @pytest.fixture
