@@ -65,6 +65,8 @@ _NOBODY = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "CLOUDSDK_CONFIG": os.devnull,
     "NO_GCE_CHECK": "true",
+    # requests sends what ~/.netrc has for a host to whoever answers for it
+    "NETRC": os.devnull,
     # google-cloud-storage 3.17 asks for the bucket of each request, in a thread that may outlive it
     "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",
 }

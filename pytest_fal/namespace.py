@@ -116,7 +116,9 @@ def refusal_of(config: pytest.Config) -> str:
 
 def how() -> str:
     """For pytest's header: by which right things are mounted."""
-    return "as root" if _outcome is None else "in a user namespace"
+    if _outcome is not None:
+        return "in a user namespace"
+    return "as root" if os.geteuid() == 0 else "this user may mount"
 
 
 def _starts_workers(config: pytest.Config) -> bool:

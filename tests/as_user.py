@@ -1,5 +1,8 @@
 """Run pytest as an ordinary user: ``python tests/as_user.py [--uid N] -- pytest arguments``.
 
+``--by "-m coverage run -m pytest"`` has the interpreter start it so, and ``--through "unshare -r"``
+has that program start the interpreter.
+
 Needs root, to become that user. The interpreter and the project may lie below directories that the
 user cannot enter: then this process gets mounts of its own, in which an empty directory hides such
 a directory and what is needed of it is bound back at the same path. Exits with pytest's exit code,
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -35,6 +39,8 @@ class CannotRunError(Exception):
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--uid", type=int, default=NOBODY)
+    parser.add_argument("--by", type=shlex.split, default=["-m", "pytest"])
+    parser.add_argument("--through", type=shlex.split, default=[])
     parser.add_argument("pytest", nargs="*")
     options = parser.parse_args(arguments)
     own = ""
@@ -48,7 +54,8 @@ def main(arguments: list[str]) -> int:
         os.chown(own, options.uid, options.uid)
         uncover([own, *needed(options.pytest)], options.uid)
         check(options.uid, own)
-        return run(options.uid, own, options.pytest)
+        command = [*options.through, sys.executable, *options.by]
+        return run(options.uid, own, command, options.pytest)
     except CannotRunError as error:
         print(f"as_user: cannot run as user {options.uid}: {error}")
         return CANNOT
@@ -146,15 +153,16 @@ def check(uid: int, own: str) -> None:
         raise CannotRunError(f"{sys.executable} cannot import pytest: {last}")
 
 
-def run(uid: int, own: str, arguments: list[str]) -> int:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-    return start([*command, f"--basetemp={own}/basetemp", *arguments], uid, own).returncode
+def run(uid: int, own: str, command: list[str], arguments: list[str]) -> int:
+    ours = ("-p", "no:cacheprovider", f"--basetemp={own}/basetemp")
+    return start([*command, *ours, *arguments], uid, own).returncode
 
 
 def start(
     command: list[str], uid: int, own: str, capture_output: bool = False
 ) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment.pop("FAL_CONFIG_PATH", None)  # another user's
     environment.update(
         HOME=own,
         HYPOTHESIS_STORAGE_DIRECTORY=f"{own}/hypothesis",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,3 +35,12 @@ def closed_clients() -> Iterator[None]:
     yield
     while _open:
         _open.pop().close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nobodys_settings() -> Iterator[None]:
+    """A user's mock is outside of our emulation: boto3 would find what the user has at Amazon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -12,6 +13,15 @@ pytest_plugins = ["pytester", "cuda_machine"]
 def pytest_make_parametrize_id(val, argname):
     """A test is not named after a whole file, which may differ from one worker to the next."""
     return argname if isinstance(val, (bytes, bytearray)) and len(val) > 16 else None
+
+
+@pytest.fixture(autouse=True)
+def nobodys_configuration(request):
+    """The SDK reads it as it is imported: here for a pytest that the test is going to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "pytester" in request.fixturenames:
+            patch.setenv("FAL_CONFIG_PATH", os.devnull)
+        yield
 
 
 @pytest.fixture(autouse=True)

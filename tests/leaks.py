@@ -22,6 +22,8 @@ import httpcore
 #: Threads and descriptors of the session's emulator, which live until the session ends.
 SESSION_THREADS = ("fal-wire", "fal-sweeper", "fal-forkserver")
 
+_LOOK_UPS = "getaddrinfo gethostbyname gethostbyname_ex gethostbyaddr getnameinfo create_connection"
+
 
 def patched_attributes() -> dict[str, object]:
     """Everything of other packages that the emulator replaces while it is active."""
@@ -30,8 +32,8 @@ def patched_attributes() -> dict[str, object]:
         "datetime": (datetime, "datetime date"),
         "asyncio": (asyncio, "sleep"),
         "os": (os, "stat lstat fstat scandir utime"),
-        "socket": (socket, "getaddrinfo gethostbyname gethostbyname_ex create_connection"),
-        "socket.socket": (socket.socket, "connect connect_ex"),
+        "socket": (socket, _LOOK_UPS),
+        "socket.socket": (socket.socket, "connect connect_ex sendto sendmsg"),
         "httpcore.ConnectionPool": (httpcore.ConnectionPool, "handle_request"),
         "httpcore.AsyncConnectionPool": (httpcore.AsyncConnectionPool, "handle_async_request"),
         "urllib.request": (urllib.request, "_opener"),

@@ -10,7 +10,7 @@ from typing import Any
 import boto3
 import httpx
 import pytest
-from boto import client, closed_clients  # noqa: F401 - a fixture
+from boto import client, closed_clients, nobodys_settings  # noqa: F401 - fixtures
 from moto import mock_aws
 from moto.s3.models import s3_backends
 

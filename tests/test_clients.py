@@ -368,6 +368,13 @@ def test_addresses_of_one_test_are_forgotten_in_the_next(pytester):
     pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
 
 
+def test_an_address_of_one_test_is_nobodys_in_the_next(fal_emulator):
+    fal_emulator.resolver.set("a.example.com", "93.184.216.34")
+    fal_emulator.reset()
+    with socket.socket() as sock, pytest.raises(UnknownHostError):
+        sock.connect(("93.184.216.34", 443))
+
+
 def test_a_literal_address_that_nobody_serves_is_refused(fal_emulator):
     with socket.socket() as sock, pytest.raises(UnknownHostError) as caught:
         sock.connect(("93.184.216.34", 443))
@@ -382,6 +389,69 @@ def test_a_literal_address_can_be_served(fal_origin):
 def test_datagrams_to_the_outside_are_refused(fal_emulator):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(OSError):
         sock.connect(("8.8.8.8", 53))
+
+
+NOTHING_ANSWERS = r"connecting to 8\.8\.8\.8:53: nothing answers for 8\.8\.8\.8 in this test"
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda sock, address: sock.sendto(b"x", address),
+        lambda sock, address: sock.sendto(b"x", 0, address),
+        lambda sock, address: sock.sendmsg([b"x"], [], 0, address),
+    ],
+    ids=["sendto", "sendto with flags", "sendmsg"],
+)
+def test_a_datagram_to_the_outside_is_refused(fal_ledger, send):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with pytest.raises(UnknownHostError, match=NOTHING_ANSWERS):
+            send(sock, ("8.8.8.8", 53))
+        with pytest.raises(UnknownHostError, match="looking up example"):
+            send(sock, ("example.com", 53))
+    assert [event.kind for event in fal_ledger.events] == ["refused", "refused"]
+
+
+def test_one_to_an_emulated_address_is_refused(fal_origin):
+    """What answers there is a server of streams."""
+    fal_origin.serve("https://example.com/a", b"x")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with pytest.raises(UnknownHostError, match=r"nothing answers for 192\.88\.99"):
+            sock.sendto(b"x", ("example.com", 443))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_datagrams_on_this_machine_arrive(fal_emulator, host):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        port = receiver.getsockname()[1]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            assert sender.sendto(b"one", (host, port)) == 3
+            assert sender.sendmsg([b"t", b"wo"], [], 0, (host, port)) == 3
+            sender.connect((host, port))
+            assert sender.sendmsg([b"three"]) == 5
+        assert [receiver.recv(9) for _ in range(3)] == [b"one", b"two", b"three"]
+
+
+def test_no_name_of_an_address_is_looked_up(fal_origin):
+    fal_origin.serve("https://example.com/a", b"x")
+    address = socket.gethostbyname("example.com")
+    assert socket.gethostbyaddr(address) == ("example.com", [], [address])
+    assert socket.gethostbyaddr("example.com") == ("example.com", [], [address])
+    assert socket.getnameinfo((address, 443), socket.NI_NUMERICSERV) == ("example.com", "443")
+    numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+    assert socket.getnameinfo((address, 443), numeric) == (address, "443")
+    assert socket.getnameinfo(("8.8.8.8", 53), socket.NI_NUMERICSERV) == ("8.8.8.8", "53")
+    with pytest.raises(socket.gaierror):
+        socket.getnameinfo(("8.8.8.8", 53), socket.NI_NAMEREQD)
+    with pytest.raises(socket.herror, match="nothing in this test has the address"):
+        socket.gethostbyaddr("8.8.8.8")
+
+
+def test_this_machine_has_its_name(fal_ledger):
+    assert socket.gethostbyaddr("127.0.0.1")[2] == ["127.0.0.1"]
+    assert socket.getfqdn() == socket.gethostname()
+    assert fal_ledger.events == []
 
 
 def test_unix_sockets_are_left_alone(fal_emulator):

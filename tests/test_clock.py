@@ -518,7 +518,13 @@ def test_the_first_app_can_be_built_on_a_moved_clock() -> None:
         App(_allow_init=True)._build_app()
         clock.reset()
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+    run_by_itself("-c", textwrap.dedent(program))
+
+
+def run_by_itself(*arguments: str) -> None:
+    """Another Python, outside of the emulation, in which nobody's configuration is read."""
+    environment = {**os.environ, "FAL_CONFIG_PATH": os.devnull}
+    subprocess.run([sys.executable, *arguments], env=environment, check=True)
 
 
 def test_realtime_frames_can_be_read_for_the_first_time_on_a_moved_clock() -> None:
@@ -531,8 +537,7 @@ def test_realtime_frames_can_be_read_for_the_first_time_on_a_moved_clock() -> No
         assert msgpack.unpackb(msgpack.packb({"a": 1})) == {"a": 1}
         clock.reset()
     """
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
-    subprocess.run(command, check=True)
+    run_by_itself("-W", "error", "-c", textwrap.dedent(program))
 
 
 # The user's own freezegun

@@ -339,8 +339,9 @@ def test_the_user_namespace_can_be_switched_off(tmp_path: Path) -> None:
 THREADS_FIRST = (
     "pytest-fal must enter a user namespace before any thread starts, and threads are running "
     "already. Where a plugin starts them, add -p pytest_fal.namespace to addopts, which loads "
-    "before other plugins. Where sitecustomize or a .pth file does, do not start them there; or "
-    "run the tests as root."
+    "before other plugins. Where a debugger, sitecustomize, a .pth file or a program that calls "
+    "pytest.main() does, start all of it in such a namespace: unshare --map-current-user "
+    "--keep-caps python -m pytest; or run the tests as root."
 )
 STARTS_A_THREAD = """
 import threading

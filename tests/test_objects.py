@@ -18,6 +18,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from boto import nobodys_settings  # noqa: F401 - a fixture
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from moto import mock_aws

@@ -42,6 +42,7 @@ def test_an_upload_without_key_and_network_does_not_delete_the_login_token(pytes
 
 
 def test_the_configuration_file_of_the_user_is_not_read(pytester, monkeypatch):
+    monkeypatch.delenv("FAL_CONFIG_PATH")
     home = pytester.mkdir("home")
     (home / ".fal").mkdir()
     (home / ".fal" / "config.toml").write_text('[default]\nkey = "users:secret"\n')
@@ -235,6 +236,25 @@ def test_the_sdk_imported_inside_a_test_does_not_keep_our_home(pytester):
         """
     )
     pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
+
+
+def test_nothing_of_the_users_netrc_is_sent(pytester, monkeypatch):
+    home = pytester.mkdir("home")
+    (home / ".netrc").write_text("default login users-name password users-password\n")
+    (home / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("NETRC", raising=False)
+    pytester.makepyfile(
+        """
+        import requests
+
+        def test_it(fal_http):
+            route = fal_http.get("https://example.com/").respond(200)
+            requests.get("https://example.com/")
+            assert "authorization" not in route.calls.last.request.headers
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("client", ["boto3", "google"])

@@ -811,6 +811,7 @@ def test_the_working_directory_may_be_gone(tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")  # as "python -c" has it
     folder.rmdir()
     disk = MountedDisk(str(tmp_path / "volumes"))
     disk.mount()

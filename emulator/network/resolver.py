@@ -19,6 +19,10 @@ from emulator.network.peer import Peer, unknown_host
 __all__ = ["Resolver", "UnknownNameError", "is_local"]
 
 _EMULATED = ipaddress.ip_network("192.88.99.0/24")
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+_HOST_NOT_FOUND = 1  # netdb.h
+_LOOK_UPS = ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr", "getnameinfo")
+_METHODS = ("connect", "connect_ex", "sendto", "sendmsg")
 _LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "localhost.localdomain", ""})
 
 
@@ -90,7 +94,11 @@ class Resolver:
 
     def reset(self) -> None:
         """Forget the addresses that the test chose."""
-        self._chosen.clear()
+        if self._chosen:
+            self._name_of.clear()
+            for name, address in self._address_of.items():
+                self._name_of.setdefault(address, name)
+            self._chosen.clear()
         self._real_addresses.clear()
 
     def set(self, name: str, *addresses: str) -> None:
@@ -116,15 +124,13 @@ class Resolver:
     def install(self) -> None:
         """Take over ``socket``'s name resolution and connecting."""
         self._real = {
-            "getaddrinfo": socket.getaddrinfo,
-            "gethostbyname": socket.gethostbyname,
-            "gethostbyname_ex": socket.gethostbyname_ex,
-            "connect": socket.socket.connect,
-            "connect_ex": socket.socket.connect_ex,
+            **{name: getattr(socket, name) for name in _LOOK_UPS},
+            **{name: getattr(socket.socket, name) for name in _METHODS},
         }
         self._installed = True
         connect = self._real["connect"]
         connect_ex = self._real["connect_ex"]
+        sendto, sendmsg = self._real["sendto"], self._real["sendmsg"]
 
         def patched_connect(sock: socket.socket, address: Any) -> None:
             self._connect(connect, sock, address)
@@ -137,11 +143,29 @@ class Resolver:
             except OSError as error:
                 return error.errno or 111
 
+        def patched_sendto(sock: socket.socket, data: Any, *rest: Any) -> int:
+            self._check_datagram(sock, rest[-1] if rest else None)
+            return int(sendto(sock, data, *rest))
+
+        def patched_sendmsg(
+            sock: socket.socket,
+            buffers: Iterable[Any],
+            ancdata: Iterable[Any] = (),
+            flags: int = 0,
+            address: Any = None,
+        ) -> int:
+            self._check_datagram(sock, address)
+            return int(sendmsg(sock, buffers, ancdata, flags, address))
+
         socket.getaddrinfo = self._getaddrinfo
         socket.gethostbyname = self._gethostbyname
         socket.gethostbyname_ex = self._gethostbyname_ex
+        socket.gethostbyaddr = self._gethostbyaddr
+        socket.getnameinfo = self._getnameinfo
         socket.socket.connect = patched_connect  # type: ignore[method-assign,assignment]
         socket.socket.connect_ex = patched_connect_ex  # type: ignore[method-assign,assignment]
+        socket.socket.sendto = patched_sendto  # type: ignore[method-assign,assignment]
+        socket.socket.sendmsg = patched_sendmsg  # type: ignore[method-assign,assignment]
 
     def uninstall(self) -> None:
         """Give them back."""
@@ -149,10 +173,9 @@ class Resolver:
             return
         self._installed = False
         real = self._real
-        socket.getaddrinfo = real["getaddrinfo"]
-        socket.gethostbyname = real["gethostbyname"]
-        socket.gethostbyname_ex = real["gethostbyname_ex"]
-        for name in ("connect", "connect_ex"):
+        for name in _LOOK_UPS:
+            setattr(socket, name, real[name])
+        for name in _METHODS:
             if real[name] is getattr(_socket.socket, name):
                 delattr(socket.socket, name)  # it was inherited from the C class
             else:
@@ -204,6 +227,33 @@ class Resolver:
             self._real["gethostbyname_ex"](host) if addresses is None else (name, [], [*addresses])
         )
 
+    def _gethostbyaddr(self, host: Any) -> Any:
+        address = _text(host) or ""
+        if address == socket.gethostname():  # getfqdn(), which mail and logs ask
+            return address, [], ["127.0.0.1"]
+        if not _is_address(address):
+            address = self._gethostbyname(host)
+        if self._is_real(address):
+            return self._real["gethostbyaddr"](host)
+        name = self._name_of.get(address)
+        if name is None:
+            raise socket.herror(_HOST_NOT_FOUND, f"nothing in this test has the address {address}")
+        return name, [], [address]
+
+    def _getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+        address = str(sockaddr[0])
+        if not _is_address(address) or self._is_real(address):
+            return self._real["getnameinfo"](sockaddr, flags)  # type: ignore[no-any-return]
+        name = self._name_of.get(address)
+        if flags & socket.NI_NAMEREQD and name is None:
+            raise socket.gaierror(socket.EAI_NONAME, f"nothing in this test has {address}")
+        numeric = (flags | socket.NI_NUMERICHOST) & ~socket.NI_NAMEREQD
+        host, service = self._real["getnameinfo"](sockaddr, numeric)
+        return host if name is None or flags & socket.NI_NUMERICHOST else name, service
+
+    def _is_real(self, address: str) -> bool:
+        return not self._installed or address in self._real_addresses or self._lets_through(address)
+
     def lookup(self, name: str) -> tuple[str, ...] | None:
         """The emulated addresses of a name; None: ask the real resolver.
 
@@ -234,7 +284,7 @@ class Resolver:
         return self._address_of[name]
 
     def _connect(self, real: Callable[[Any, Any], Any], sock: socket.socket, address: Any) -> Any:
-        if not self._installed or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        if not self._installed or sock.family not in _INTERNET:
             if self._installed and sock.family == socket.AF_UNIX:
                 self.before_file(sock, address)
             return real(sock, address)
@@ -255,11 +305,21 @@ class Resolver:
         """
         if host in self._real_addresses or self._lets_through(host):
             return False
-        if not self._is_emulated(host) or kind == socket.SOCK_DGRAM:
+        if not self._is_emulated(host) or kind != socket.SOCK_STREAM:
             self._report(f"connecting to {host}:{port}: nothing in this test answers for it")
             raise unknown_host(host, f"connecting to {host}:{port}", f"https://{host}:{port}/")
         self.before_connect(self._name_of.get(host, host), host, port)
         return True
+
+    def _check_datagram(self, sock: socket.socket, address: Any) -> None:
+        """Refuse one to elsewhere: nothing in a test answers them."""
+        if address is None or not self._installed or sock.family not in _INTERNET:
+            return
+        host, port = _text(address[0]) or "", address[1]
+        if not _is_address(host):
+            host = str(self._getaddrinfo(host, port, sock.family, sock.type)[0][4][0])
+        if not is_local(host):
+            self.admits(host, port, socket.SOCK_DGRAM)
 
     def _connect_for_real(
         self, real: Callable[[Any, Any], Any], sock: socket.socket, address: Any

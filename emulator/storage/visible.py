@@ -80,7 +80,9 @@ def _outermost(paths: Iterable[str]) -> dict[str, str | None]:
     tmp = os.path.realpath(TMP)
     found: dict[str, str | None] = {}
     for path in paths:
-        for place in _on_the_way(os.path.abspath(path or "."), tmp):
+        # Not abspath(): the working directory may be gone.
+        whole = os.path.normpath(os.path.join(working_directory(), path))
+        for place in _on_the_way(whole, tmp):
             if place == tmp:
                 found.update((file, None) for file in _python_files_in(tmp))
             elif os.path.lexists(place):
