@@ -34,7 +34,7 @@ _VALUES = {"": False, "false": False, "true": True, "all": True}
 _OURS = frozenset(name for name in vars(fixtures) if name.startswith("fal_"))
 
 _before = pytest.StashKey[Snapshot]()
-_session = pytest.StashKey["set[str]"]()
+_session = pytest.StashKey[set[str]]()
 _failed = pytest.StashKey[bool]()
 
 
@@ -106,8 +106,8 @@ def _leaks(item: pytest.Item, before: Snapshot) -> list[Leak]:
 
     # The session's wire, authority and mounts come with its first test; the server that forks
     # runners, and the clock's memory, with the first runner in a process.
-    new = session.lives_on(item.config) - item.stash[_session]
-    return before.leaks_since(bool(new), allowed)
+    new = not session.lives_on(item.config) <= item.stash[_session]
+    return before.leaks_since(new, allowed)
 
 
 def _message(leaks: list[Leak], root: str) -> str:
