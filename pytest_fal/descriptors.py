@@ -28,6 +28,8 @@ __all__ = [
 
 _DELETED = " (deleted)"
 _SQLITE = ("-journal", "-wal", "-shm")
+#: What the kernel calls a file without a name, as tempfile makes them.
+_NUMBERED = re.compile(r"/#\d+ \(deleted\)$")
 _NAMESPACE = re.compile(r"(\w+):\[\d+\]")
 
 
@@ -52,6 +54,7 @@ class Descriptor(NamedTuple):
 
 def descriptors() -> dict[int, Descriptor]:
     """Those that are open, by number; none where the kernel does not tell."""
+    global _last
     found: dict[int, Descriptor] = {}
     try:
         entries = os.listdir("/proc/self/fd")
@@ -60,11 +63,21 @@ def descriptors() -> dict[int, Descriptor]:
     for entry in entries:
         number = int(entry)
         try:
-            target, status = os.readlink(f"/proc/self/fd/{entry}"), _Real.fstat(number)
+            status = _Real.fstat(number)
+            known = _last.get(number)
+            if known is None or known[1:] != (status.st_dev, status.st_ino):
+                target = os.readlink(f"/proc/self/fd/{entry}")
+                known = Descriptor(target, status.st_dev, status.st_ino)
         except OSError:
             continue  # the one that listed the directory
-        found[number] = Descriptor(target, status.st_dev, status.st_ino)
+        found[number] = known
+    # What has no name has one inode for all: whether it is the same cannot be told.
+    _last = {n: one for n, one in found.items() if not one.target.startswith("anon_inode:")}
     return found
+
+
+#: As they were last time: to ask for the name takes three times as long as all the rest.
+_last: dict[int, Descriptor] = {}
 
 
 def describe(number: int, target: str) -> str:
@@ -73,6 +86,8 @@ def describe(number: int, target: str) -> str:
         return _socket(number)
     if target.startswith("pipe:"):
         return f"a pipe, its end for {'writing' if _writes(number) else 'reading'}"
+    if _NUMBERED.search(target):
+        return "a file without a name"
     if target.startswith("anon_inode:"):
         return target.removeprefix("anon_inode:").strip("[]")
     return target
@@ -102,7 +117,7 @@ def path_of(number: int, target: str, recorder: Recorder) -> str | None:
 
     The kernel's own name of it may be another: it knows nothing of mounts that are gone.
     """
-    if target.startswith("/memfd:"):
+    if target.startswith("/memfd:") or _NUMBERED.search(target):
         return None
     namespace = _NAMESPACE.fullmatch(target)
     if namespace:
@@ -114,6 +129,8 @@ def opener(number: int, target: str, recorder: Recorder) -> Place | None:
     """Where a descriptor that is no file's was opened; None where that was not seen."""
     if target.startswith("socket:"):
         return _opener_of_socket(number, recorder) or _opener_of_loop(number, recorder)
+    if _NUMBERED.search(target):
+        return _opener_of_nameless(target, recorder)
     if target.startswith("anon_inode:[event"):
         return _opener_of_loop(number, recorder) or recorder.numbers.get(number)
     return recorder.numbers.get(number)
@@ -199,12 +216,17 @@ def _path(number: int, path: str, recorder: Recorder) -> str | None:
     for suffix in ("", *_SQLITE):
         if path.removesuffix(suffix) in known:
             return path.removesuffix(suffix)
-    folder, name = os.path.split(path)
-    # Nameless, as tempfile makes them: the kernel calls them after the folder.
-    if name.startswith("#") and folder in known:
-        return folder
+    name = os.path.basename(path)
     same = [other for other in known if os.path.basename(other) == name]
     return max(same, key=lambda other: _common_end(other, path), default=None)
+
+
+def _opener_of_nameless(target: str, recorder: Recorder) -> Place | None:
+    """The last one in this folder; or in any, as another mount calls the folder otherwise."""
+    folder = os.path.dirname(target)
+    found = [place for name, place in recorder.nameless if name == folder]
+    found = found or [place for _, place in recorder.nameless]
+    return found[-1] if found else None
 
 
 def _common_end(one: str, other: str) -> int:

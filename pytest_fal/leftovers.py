@@ -27,7 +27,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_fal import descriptors as fds
@@ -140,6 +140,8 @@ class Snapshot:
     #: The real time, in seconds.
     at: float
     recorder: Recorder | None = None
+    #: Variables that were set meanwhile by others: so they are now, or as before.
+    adopted: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def take(cls, recorder: Recorder | None = None) -> Snapshot:
@@ -174,11 +176,9 @@ class Snapshot:
                 self.descriptors[number] = one
         if now.mounts != then.mounts:
             self.mounts += now.mounts
-        for mine, old, new in (
-            (self.environment, then.environment, now.environment),
-            (self.attributes, then.attributes, now.attributes),
-        ):
-            _adopt(mine, old, new)
+        # The emulator of the test takes variables back, as it knows nothing of fixtures.
+        _adopt(self.adopted, then.environment, now.environment)
+        _adopt(self.attributes, then.attributes, now.attributes)
         if now.directory != then.directory:
             self.directory = now.directory
         if now.path != then.path:
@@ -305,6 +305,7 @@ class Snapshot:
             key
             for key in now.environment.keys() | self.environment.keys()
             if now.environment.get(key) != self.environment.get(key)
+            if key not in self.adopted or now.environment.get(key) != self.adopted[key]
         }
         for key in sorted(changed):
             name = os.fsdecode(key)
@@ -557,7 +558,7 @@ def _mocks() -> list[object]:
 def _patched(mock: Any) -> str:
     """What a patch replaces."""
     if hasattr(mock, "in_dict"):
-        return f"a dictionary, {type(mock.in_dict).__name__}"
+        return f"a dictionary ({type(mock.in_dict).__name__})"
     target = getattr(mock, "target", None)
     owner = getattr(target, "__qualname__", getattr(target, "__name__", repr(target)))
     module = getattr(target, "__module__", "")
@@ -588,7 +589,4 @@ def _adopt(mine: dict[Any, Any], old: dict[Any, Any], new: dict[Any, Any]) -> No
     for key in old.keys() | new.keys():
         if old.get(key) is new.get(key) or old.get(key) == new.get(key):
             continue
-        if key in new:
-            mine[key] = new[key]
-        else:
-            mine.pop(key, None)
+        mine[key] = new.get(key)

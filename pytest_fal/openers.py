@@ -39,8 +39,9 @@ _STARTS = (
     ("freezegun.api", "_freeze_time"),
     ("moto.core.models", "MockAWS"),
 )
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | getattr(os, "O_TMPFILE", 0)
-_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_NAMELESS: int = getattr(os, "O_TMPFILE", 0)
+_BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", 0)
 _OWN = os.path.dirname(os.path.abspath(__file__))
 _EMULATOR = os.path.join(os.path.dirname(_OWN), "emulator", "")
 _INSTALLED = sysconfig.get_paths()
@@ -140,18 +141,16 @@ def _short(file: str, root: str) -> str:
     return file[len(library) :]
 
 
-def _here(depth: int) -> Place:
-    """The calls that led to the caller's caller, up to pytest's."""
+def _place(frame: FrameType | None) -> Place:
+    """The calls that led to a frame, up to pytest's."""
     calls: list[tuple[CodeType, int]] = []
-    frame: FrameType | None = sys._getframe(depth)
     while frame is not None and len(calls) < _DEPTH:
         code = frame.f_code
         if code.co_name in _BOTTOM:
             break
         calls.append((code, frame.f_lasti))
         frame = frame.f_back
-    at = _Real.clock_gettime(_BOOT_CLOCK)  # type: ignore[arg-type]
-    return Place(tuple(calls), threading.get_ident(), at)
+    return Place(tuple(calls), threading.get_ident(), _Real.clock_gettime(_BOOT_CLOCK))
 
 
 class Recorder:
@@ -165,6 +164,8 @@ class Recorder:
         self._folders = frozenset(folders)
         #: By path, as it was given; the last time.
         self.files: dict[str, Place] = {}
+        #: Folders in which a file without a name was made.
+        self.nameless: list[tuple[str, Place]] = []
         #: By number: descriptors that were made without a path.
         self.numbers: dict[int, Place] = {}
         self.sockets: list[tuple[weakref.ref[Any], Place]] = []
@@ -215,6 +216,10 @@ class Recorder:
         """A file is going to be opened."""
         name = _absolute(path)
         if name is None:
+            return
+        if _NAMELESS and flags & _NAMELESS == _NAMELESS:
+            self.nameless.append((name, place))
+            del self.nameless[:-_MOST]
             return
         _keep(self.files, name, place)
         if flags & _WRITES:
@@ -315,7 +320,7 @@ def _follow_starts() -> None:
 def _noting_thread(real: Any) -> Any:
     def start(self: threading.Thread) -> None:
         if _recorders:
-            place = _here(2)
+            place = _place(sys._getframe(1))
             for recorder in _recorders:
                 recorder.threads[self] = place
         real(self)
@@ -327,7 +332,7 @@ def _noting_descriptors(real: Any) -> Any:
     def make(*args: Any, **kwargs: Any) -> Any:
         made = real(*args, **kwargs)
         if _recorders:
-            place = _here(2)
+            place = _place(sys._getframe(1))
             for recorder in _recorders:
                 for number in made if isinstance(made, tuple) else (made,):
                     _keep(recorder.numbers, number, place)
@@ -340,7 +345,7 @@ def _noting_start(real: Any) -> Any:
     def start(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = real(self, *args, **kwargs)
         if _recorders:
-            place = _here(2)
+            place = _place(sys._getframe(1))
             for recorder in _recorders:
                 recorder.starts.append((self, result, place))
                 del recorder.starts[:-_MOST]
@@ -356,71 +361,72 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     if note is None:
         return
     try:
-        note(args)
+        note(args, sys._getframe(1))
     except Exception:  # an audit hook that raises would forbid what it was told of
         return
 
 
-def _on_open(args: tuple[Any, ...]) -> None:
-    if sys._getframe(2).f_code.co_filename.startswith("<frozen importlib"):
+def _on_open(args: tuple[Any, ...], frame: FrameType) -> None:
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
         return  # closed at once
-    place = _here(3)
+    place = _place(frame)
     for recorder in _recorders:
-        recorder.note_open(args[0], args[2], place)
+        recorder.note_open(args[0], args[2] if len(args) > 2 else 0, place)
 
 
-def _on_sqlite(args: tuple[Any, ...]) -> None:
-    place = _here(3)
-    for recorder in _recorders:
-        recorder.note_open(args[0], 0, place)
-
-
-def _on_folder(args: tuple[Any, ...]) -> None:
-    place = _here(3)
+def _on_folder(args: tuple[Any, ...], frame: FrameType) -> None:
+    place = _place(frame)
     for recorder in _recorders:
         recorder.note_folder(args[0], place)
 
 
-def _on_socket(args: tuple[Any, ...]) -> None:
-    place = _here(3)
+def _on_socket(args: tuple[Any, ...], frame: FrameType) -> None:
+    place = _place(frame)
     for recorder in _recorders:
         recorder.note_socket(args[0], place)
 
 
-def _on_program(args: tuple[Any, ...]) -> None:
-    place = _here(3)
+def _on_program(args: tuple[Any, ...], frame: FrameType) -> None:
+    place = _place(frame)
     for recorder in _recorders:
         recorder.note_process(args[1], place)
 
 
-def _on_fork(_: tuple[Any, ...]) -> None:
-    place = _here(3)
+def _on_fork(_: tuple[Any, ...], frame: FrameType) -> None:
+    place = _place(frame)
     for recorder in _recorders:
         recorder.note_process(None, place)
 
 
-def _on_variable(args: tuple[Any, ...]) -> None:
-    if args[0] == b"PYTEST_CURRENT_TEST":
+def _on_variable(args: tuple[Any, ...], frame: FrameType) -> None:
+    if args[0] == b"PYTEST_CURRENT_TEST" or _is_the_emulators(frame):
         return
-    # 2: os.environ's own method, 3: whose doing it is.
-    if sys._getframe(3).f_code.co_filename.startswith(_EMULATOR):
-        return  # puts everything back
-    place = _here(3)
+    place = _place(frame)
     for recorder in _recorders:
         _keep(recorder.variables, args[0], place)
 
 
-def _on_directory(_: tuple[Any, ...]) -> None:
-    if sys._getframe(2).f_code.co_filename.startswith(_EMULATOR):
-        return
-    place = _here(3)
-    for recorder in _recorders:
-        recorder.directory = place
+def _on_directory(_: tuple[Any, ...], frame: FrameType) -> None:
+    if not _is_the_emulators(frame):
+        place = _place(frame)
+        for recorder in _recorders:
+            recorder.directory = place
 
 
-_EVENTS: dict[str, Callable[[tuple[Any, ...]], None]] = {
+def _is_the_emulators(frame: FrameType | None) -> bool:
+    """Whether the emulator calls, or a mapping's method on its behalf: it puts everything back."""
+    for _ in range(3):
+        if frame is None:
+            return False
+        if frame.f_code.co_filename.startswith(_EMULATOR):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_EVENTS: dict[str, Callable[[tuple[Any, ...], FrameType], None]] = {
     "open": _on_open,
-    "sqlite3.connect": _on_sqlite,
+    "sqlite3.connect": _on_open,
     "os.mkdir": _on_folder,
     "socket.__new__": _on_socket,
     "subprocess.Popen": _on_program,
