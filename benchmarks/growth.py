@@ -64,9 +64,9 @@ def pytest_sessionfinish(session):
 
 EXPLANATION = """\
 {count} tests in one session, each with every fixture, an app on a runner in a thread, an upload and
-a moved clock. Ours is a test of the last {part}, the alternative one of the first {part} (without the
-very first, which imports and prepares), with `--fal-strict-leaks` too. What the whole process holds
-after the first {part} and at the end, pytest's own reports of the tests included:
+a moved clock. Ours is a test of the last {part}, the alternative one of the first {part} (without
+the very first, which imports and prepares), with `--fal-strict-leaks` too. What the whole process
+holds after the first {part} and at the end, pytest's own reports of the tests included:
 {growth}"""
 
 

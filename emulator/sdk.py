@@ -310,7 +310,7 @@ def _lifecycle_reference() -> Any:
 
 
 def _forget_endpoints() -> None:
-    """FastAPI (seen: 0.120) notes where each endpoint stands, by an id that others get after it.
+    """FastAPI (seen: 0.136) notes where each endpoint stands, by an id that others get after it.
 
     Each runner has endpoints of its own, so that grew with every test.
     """

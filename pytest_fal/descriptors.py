@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import re
+import selectors
 import socket
 import stat
 import sys
@@ -21,6 +22,7 @@ __all__ = [
     "describe",
     "descriptors",
     "is_folder",
+    "is_of_native_code",
     "of_the_current_loop",
     "opener",
     "path_of",
@@ -136,6 +138,13 @@ def opener(number: int, target: str, recorder: Recorder) -> Place | None:
     return recorder.numbers.get(number)
 
 
+def is_of_native_code(number: int, target: str) -> bool:
+    """Whether nothing of Python's waits with it: gRPC and others keep some for themselves."""
+    if target not in ("anon_inode:[eventpoll]", "anon_inode:[eventfd]"):
+        return False
+    return not any(number in _of_selector(one) for one in _all(selectors.BaseSelector))
+
+
 # --- sockets -------------------------------------------------------------------------------------
 
 
@@ -190,6 +199,13 @@ def _of_loop(loop: Any) -> set[int]:
         except (AttributeError, OSError, ValueError):
             continue
     return found - {-1}
+
+
+def _of_selector(selector: Any) -> set[int]:
+    try:
+        return {selector.fileno()}
+    except (AttributeError, OSError, ValueError):  # it has none, or is closed
+        return set()
 
 
 def _opener_of_loop(number: int, recorder: Recorder) -> Place | None:

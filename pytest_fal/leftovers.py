@@ -13,7 +13,7 @@ made in the folder for temporary files. What is not counted, as it is nobody's f
 * what a thread opened, or started, that was there before the test: a server of the session's;
 * a file or connection in the place of one to the same path or address that was closed meanwhile;
 * ``/dev/urandom`` and NVIDIA's devices, which libraries open once (``fal_cuda_runner`` watches the
-  latter itself); threads that are not Python's, such as numpy's.
+  latter itself); threads that are not Python's, such as numpy's, and what they wait with.
 """
 
 from __future__ import annotations
@@ -277,7 +277,9 @@ class Snapshot:
             if gone[target] > 0:
                 gone[target] -= 1  # in the place of one to the same: a log that was begun anew
             elif number not in loop and not _is_being_swept(number, target):
-                yield self._descriptor(number, target, shown[number])
+                leak = self._descriptor(number, target, shown[number])
+                if leak.place or not fds.is_of_native_code(number, target):
+                    yield leak
 
     def _descriptor(self, number: int, target: str, shown: str) -> Leak:
         place = None

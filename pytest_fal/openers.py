@@ -99,7 +99,8 @@ class Place:
         )
 
     def describe(self, root: str = "") -> str:
-        """``app.py:12 in load``, and the line of a library that did it on behalf of that.
+        """``app.py:12 in load``; the line of a library that did it on behalf of that; and whose
+        call led there: that of the test, of a fixture, or of a thread.
 
         Args:
             root: paths below it are shown relative to it.
@@ -111,8 +112,10 @@ class Place:
             inner = (others or shown)[:1]
             return " ".join(_line(*one, root) for one in inner) or "a place that is not known"
         text = f"{_line(*own[0], root)} in {_name(own[0][0])}"
-        if others and others[0] is not own[0]:
+        if others[0] is not own[0]:
             text += f", by way of {_line(*others[0], root)}"
+        if own[-1][0] is not own[0][0]:
+            text += f", called from {_line(*own[-1], root)} in {_name(own[-1][0])}"
         return text
 
 
