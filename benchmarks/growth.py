@@ -42,7 +42,7 @@ moments, looks = [], {}
 def pytest_runtest_logstart():
     if len(moments) in ({part}, {count} - 1):
         looks[len(moments)] = look()
-    moments.append(time.perf_counter())
+    moments.append((time.perf_counter(), time.process_time()))
 
 def look():
     gc.collect()
@@ -56,9 +56,10 @@ def look():
     }
 
 def pytest_sessionfinish(session):
-    seconds = [end - start for start, end in zip(moments, moments[1:])]
+    pairs = list(zip(moments, moments[1:]))
+    wall, processor = ([end[clock] - start[clock] for start, end in pairs] for clock in (0, 1))
     first, last = looks.values()
-    found = {"seconds": seconds, "first": first, "last": last}
+    found = {"wall": wall, "processor": processor, "first": first, "last": last}
     pathlib.Path(session.config.rootpath, "growth.json").write_text(json.dumps(found))
 """
 
@@ -76,8 +77,9 @@ def measure(quick: bool) -> Table:
     rows, growth = [], []
     for what, *options in (("a test",), ("a test, watched for leaks", "--fal-strict-leaks")):
         found = run(count, part, *options)
-        seconds = found["seconds"]
-        rows.append(Row(f"{what}: the last / the first {part}", seconds[-part:], seconds[1:part]))
+        for clock, text in (("wall", ""), ("processor", ", processor time")):
+            first, last = found[clock][1:part], found[clock][-part:]
+            rows.append(Row(f"{what}: the last / the first {part}{text}", last, first))
         growth.append(f"* {what}: {difference(found['first'], found['last'])}")
     text = EXPLANATION.format(count=count, part=part, growth="\n".join(["", *growth]))
     return Table("A thousand tests in one session", text, rows)
