@@ -54,6 +54,9 @@ _LIVES_ON = (
     ("/aiohttp/connector.py", ""),
     ("/logging/__init__.py", "emit"),
     ("/logging/handlers.py", "emit"),
+    # tmp_path, wherever --basetemp puts it
+    ("/_pytest/tmpdir.py", ""),
+    ("/_pytest/pathlib.py", ""),
 )
 #: Everything of other packages that the emulator, or a mock of HTTP, replaces while it is active.
 _ATTRIBUTES = {

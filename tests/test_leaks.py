@@ -474,6 +474,13 @@ def test_a_fixture_of_the_tests_own_is_blamed(pytester):
     result.stdout.re_match_lines([r"  descriptor .*; opened at test_it\.py:5 in narrow"])
 
 
+def test_pytests_own_folders_are_no_leak_wherever_they_are(pytester, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(pytester.path))  # where its --basetemp is, too
+    pytester.makepyfile("def test_it(fal_data, tmp_path): pass")
+    result = pytester.runpytest_subprocess(*OPTIONS, "--fal-strict-leaks")
+    result.assert_outcomes(passed=1)
+
+
 # --- which tests ---------------------------------------------------------------------------------
 
 LEAKS = """
