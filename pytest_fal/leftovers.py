@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_fal import descriptors as fds
+from pytest_fal import processes
 from pytest_fal.openers import Place, Recorder
 
 __all__ = ["Leak", "Snapshot", "attributes"]
@@ -89,7 +89,6 @@ _WHERE = [
     for module, _, owner in [place.partition(":")]
     for name in names.split()
 ]
-_SECRET_ARGUMENT = re.compile(r"(?i)^(-{0,2}[\w.-]*(?:token|secret|password|passwd|key)[\w.-]*=).+")
 _UNKNOWN = object()
 
 
@@ -157,7 +156,7 @@ class Snapshot:
             threads=set(threading.enumerate()),
             descriptors=fds.descriptors(),
             mounts=_mounts(),
-            children=_children(),
+            children=processes.children(),
             environment=_environment(),
             directory=_directory(),
             path=list(sys.path),
@@ -251,11 +250,11 @@ class Snapshot:
             yield Leak("thread", text, "started", place, _NATIVE)
 
     def _processes(self, now: Snapshot) -> Iterator[Leak]:
-        for number in sorted(now.children - self.children - _servers()):
-            command, ended = _command(number)
+        for number in sorted(now.children - self.children - processes.servers()):
+            command, ended = processes.command_of(number)
             state = "has ended and nobody has waited for it" if ended else "is running"
             place = self._starter(number, command)
-            text = f"process {number} {state}{_shown(command)}"
+            text = f"process {number} {state}{processes.shown(command)}"
             yield Leak("process", text, "started", place, _NATIVE)
 
     def _starter(self, number: int, command: list[str]) -> Place | None:
@@ -264,7 +263,7 @@ class Snapshot:
         exactly = [place for words, place in noted if words and words == command]
         if len(exactly) == 1:
             return exactly[0]
-        started = _start_of(number)
+        started = processes.start_of(number)
         before = [p for _, p in noted if started is not None and p.at <= started + 0.02]
         return max(exactly or before, key=lambda place: place.at, default=None)
 
@@ -439,58 +438,6 @@ def _mounted(table: bytes) -> list[tuple[str, str]]:
     return found
 
 
-def _children() -> set[int]:
-    """Processes started from this one, those that nobody has waited for included."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except (ChildProcessError, AttributeError):
-        return set()
-    found: set[int] = set()
-    try:
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/children", "rb", buffering=0) as file:
-                found.update(map(int, file.readall().split()))
-    except OSError:  # a thread that has just ended, or no such system
-        return found
-    return found
-
-
-def _servers() -> set[int]:
-    """Processes of the session's emulator."""
-    module = sys.modules.get("emulator.processes")
-    return set(getattr(module, "servers", ()))
-
-
-def _command(number: int) -> tuple[list[str], bool]:
-    """The command line of a process, and whether it has ended."""
-    try:
-        with open(f"/proc/{number}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")[:-1]
-        with open(f"/proc/{number}/stat") as stat:
-            state = stat.read().rpartition(")")[2].split()[0]
-    except OSError:
-        return [], True
-    return [os.fsdecode(word) for word in words], state == "Z"
-
-
-def _shown(command: list[str]) -> str:
-    """A command line, without credentials."""
-    if command == _command(os.getpid())[0]:
-        return ": a fork of this process"
-    words = " ".join(_SECRET_ARGUMENT.sub(r"\1***", word) for word in command)
-    return f": {_cut(words)}" if words else ""
-
-
-def _start_of(number: int) -> float | None:
-    """When a process was started, in seconds since the machine was."""
-    try:
-        with open(f"/proc/{number}/stat") as stat:
-            ticks = int(stat.read().rpartition(")")[2].split()[19])
-    except OSError:
-        return None
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def _may_end(leak: Leak) -> bool:
     """Whether it may go away by itself."""
     return leak.kind in ("thread", "process", "descriptor", "temporary", "mount")
@@ -533,7 +480,7 @@ def _whose(value: Any) -> str:
     name = getattr(function, "__qualname__", "").replace("<locals>.", "")
     module = getattr(function, "__module__", None)
     if not name or not module:
-        return _cut(repr(value))
+        return processes.cut(repr(value))
     where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
     return f"{module}.{name}{where}"
 
@@ -547,11 +494,7 @@ def _value(name: str, value: bytes | str | None) -> str:
     text = os.fsdecode(value)
     if is_secret(name.lower()):
         return "***"
-    return _cut(repr(masked(text) if "://" in text else text))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return processes.cut(repr(masked(text) if "://" in text else text))
 
 
 def _mocks() -> list[object]:
