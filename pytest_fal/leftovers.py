@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_fal import descriptors as fds
-from pytest_fal import processes
+from pytest_fal import mocking, processes
 from pytest_fal.openers import Place, Recorder
 
 __all__ = ["Leak", "Snapshot", "attributes"]
@@ -162,9 +162,9 @@ class Snapshot:
             path=list(sys.path),
             attributes=attributes(),
             frozen=list(getattr(sys.modules.get("freezegun.api"), "freeze_factories", ())),
-            mocks=_mocks(),
-            moto=_moto_nested(),
-            buckets=_moto_buckets(),
+            mocks=mocking.started(),
+            moto=mocking.moto_nested(),
+            buckets=mocking.moto_buckets(),
             at=_now(),
             recorder=recorder,
         )
@@ -340,7 +340,7 @@ class Snapshot:
             if current is value or _UNKNOWN in (current, value) or _is_in(current, told):
                 continue
             if not (frozen and getattr(current, "__module__", None) == "freezegun.api"):
-                text = f"{name} is {_whose(current)}, and was {_whose(value)}"
+                text = f"{name} is {mocking.whose(current)}, and was {mocking.whose(value)}"
                 yield Leak("attribute", text, unknown=_SILENT)
 
     def _mocking(self, now: Snapshot) -> Iterator[Leak]:
@@ -359,7 +359,7 @@ class Snapshot:
         for mock in now.mocks:
             place = recorder.started(mock)
             if not _is_in(mock, self.mocks) and not (place and place.passes(_MOTO)):
-                text = f"unittest.mock: the patch of {_patched(mock)} is still started"
+                text = f"unittest.mock: the patch of {mocking.patched(mock)} is still started"
                 yield Leak("mock", text, "started", place, _EARLY)
 
     def _made(self) -> Iterator[Leak]:
@@ -467,22 +467,10 @@ def _target(thread: threading.Thread) -> str:
     """What a thread does, where it says so."""
     function = getattr(thread, "_target", None)
     if function is not None:
-        return f" {_whose(function)}"
+        return f" {mocking.whose(function)}"
     if type(thread) is not threading.Thread and type(thread).run is not threading.Thread.run:
-        return f" {_whose(type(thread).run)}"
+        return f" {mocking.whose(type(thread).run)}"
     return ""
-
-
-def _whose(value: Any) -> str:
-    """A value, and where it comes from if that can be told."""
-    function = getattr(value, "__func__", value)
-    code = getattr(function, "__code__", None)
-    name = getattr(function, "__qualname__", "").replace("<locals>.", "")
-    module = getattr(function, "__module__", None)
-    if not name or not module:
-        return processes.cut(repr(value))
-    where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-    return f"{module}.{name}{where}"
 
 
 def _value(name: str, value: bytes | str | None) -> str:
@@ -495,38 +483,6 @@ def _value(name: str, value: bytes | str | None) -> str:
     if is_secret(name.lower()):
         return "***"
     return processes.cut(repr(masked(text) if "://" in text else text))
-
-
-def _mocks() -> list[object]:
-    """Patches of ``unittest.mock`` that were started by ``start()``."""
-    patch = getattr(sys.modules.get("unittest.mock"), "_patch", None)
-    return list(getattr(patch, "_active_patches", ()))
-
-
-def _patched(mock: Any) -> str:
-    """What a patch replaces."""
-    if hasattr(mock, "in_dict"):
-        return f"a dictionary ({type(mock.in_dict).__name__})"
-    target = getattr(mock, "target", None)
-    owner = getattr(target, "__qualname__", getattr(target, "__name__", repr(target)))
-    module = getattr(target, "__module__", "")
-    name = f"{module + '.' if module else ''}{owner}.{getattr(mock, 'attribute', '')}"
-    new = getattr(mock, "new", None)
-    return f"{name} by {'a mock' if repr(new) == 'sentinel.DEFAULT' else _whose(new)}"
-
-
-def _moto_nested() -> int:
-    module = sys.modules.get("moto.core.models")
-    return int(getattr(getattr(module, "MockAWS", None), "_nested_count", 0))
-
-
-def _moto_buckets() -> frozenset[str]:
-    """The buckets of moto's S3, which a mock removes when it ends."""
-    if "moto.s3.models" not in sys.modules:
-        return frozenset()
-    from emulator.storage.moto_s3 import MotoS3
-
-    return frozenset(MotoS3().names())
 
 
 def _is_in(one: object, others: list[object]) -> bool:
