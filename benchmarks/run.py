@@ -24,6 +24,7 @@ TOPICS = {
     "queue": "through_the_queue",
     "startup": "startup",
     "storage": "storage",
+    "growth": "growth",
 }
 
 LEGEND = """\

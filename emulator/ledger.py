@@ -10,7 +10,7 @@ from datetime import datetime
 
 from emulator.checks import fail, happened, listed
 
-__all__ = ["Event", "Exchange", "Ledger", "masked"]
+__all__ = ["Event", "Exchange", "Ledger", "is_secret", "masked"]
 
 _SECRET_HEADERS = frozenset(
     {
@@ -244,7 +244,7 @@ def _redact_query(query: str) -> str:
 
 def _redact_parameter(part: str) -> str:
     name, separator, value = part.partition("=")
-    if separator and _is_secret(name.lower()):
+    if separator and is_secret(name.lower()):
         return f"{name}=***"
     if "%3F" not in part.upper() and "://" not in urllib.parse.unquote(value):
         return part
@@ -256,7 +256,8 @@ def _redact_parameter(part: str) -> str:
     return urllib.parse.quote(f"{address}{mark}{_redact_query(query)}", safe="=*")
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Whether what has this name, in lower case, is a credential."""
     return name in _SECRET_NAMES or any(word in name for word in _SECRET_PARAMETERS)
 
 

@@ -107,6 +107,7 @@ class SDKState:
     def restore(self) -> None:
         """Put everything back; what was first loaded meanwhile becomes as if loaded now."""
         _forget_images()
+        _forget_endpoints()
         _forget_http_client(close=True)
         for undo in reversed(self._undo):
             undo()
@@ -306,6 +307,16 @@ def _put_file_systems(files: Any, instances: dict[str, Any]) -> None:
 
 def _lifecycle_reference() -> Any:
     return sys.modules[_PROVIDERS]._LIFECYCLE_PREFERENCE
+
+
+def _forget_endpoints() -> None:
+    """FastAPI (seen: 0.136) notes where each endpoint stands, by an id that others get after it.
+
+    Each runner has endpoints of its own, so that grew with every test.
+    """
+    noted = getattr(sys.modules.get("fastapi.routing"), "_endpoint_context_cache", None)
+    if isinstance(noted, dict):
+        noted.clear()
 
 
 def _forget_images() -> None:

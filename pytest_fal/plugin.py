@@ -47,6 +47,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     cuda.add_options(parser)
     rungs.add_options(parser)
+    parser.getgroup("fal").addoption(
+        "--fal-strict-leaks",
+        action="store_true",
+        default=False,
+        dest="fal_strict_leaks",
+        help="fail a test that uses a fixture of pytest-fal and leaves a thread, descriptor, "
+        "process, mount, variable, patch or temporary file behind, naming what opened it",
+    )
+    parser.addini(
+        "fal_strict_leaks",
+        "as --fal-strict-leaks: true; all: for every test; false",
+        default="false",
+    )
+    parser.addini(
+        "fal_leaks_allowed",
+        "patterns (* and ?) of lines that --fal-strict-leaks is not to report",
+        type="linelist",  # type: ignore[maybe-unrecognized-str-typeform]
+        default=[],
+    )
     parser.addini(
         "fal_user_namespace",
         "enter a user namespace at start-up when not root, so that /data and /tmp can be mounted "
@@ -71,6 +90,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
     cuda.add_marker(config)
     rungs.check(config)
+    if config.getoption("fal_strict_leaks") or config.getini("fal_strict_leaks") != "false":
+        from pytest_fal import leaks
+
+        leaks.check_settings(config)
     if config.pluginmanager.hasplugin("xdist"):
         from pytest_fal import parallel
 

@@ -9,12 +9,12 @@ import pytest
 from cuda_machine import H100, L4, Machine
 from hypothesis import given
 from hypothesis import strategies as st
-from leaks import Snapshot
 
 from emulator.errors import EmulatorError
 from emulator.gpus.cuda import CudaRunners, assign, rotate
 from emulator.gpus.cuda_version import too_old
 from emulator.gpus.gpu import Choice, Device, Needs, Probe, choose, fitting
+from pytest_fal.leftovers import Snapshot
 
 ONE, TWO = L4["UUID"], H100["UUID"]
 GB = 10**9

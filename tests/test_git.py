@@ -884,9 +884,9 @@ def test_a_machine_without_git_is_told(monkeypatch):
             emulator.git.serve(URL, FILES)
 
 
-def test_it_needs_a_running_emulator():
+def test_it_needs_a_running_emulator(tmp_path):
     with pytest.raises(EmulatorError, match="git needs a running emulator"):
-        _ = Emulator().git
+        _ = Emulator(root=tmp_path).git
 
 
 # --- what is written down -------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def test_xdist_workers_share_one_authority_and_nothing_else(pytester):
 
 def test_two_hundred_starts_leave_nothing(fal_emulator):
     """What each start takes, each stop gives back: descriptors, threads, mounts."""
-    from leaks import Snapshot
+    from pytest_fal.leftovers import Snapshot
 
     fal_emulator.stop()
     before = Snapshot.take()

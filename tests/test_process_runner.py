@@ -19,10 +19,10 @@ import pytest
 from fal.ref import get_current_app
 from fal.toolkit import File, download_file
 from fastapi import WebSocket
-from leaks import Snapshot
 
 from emulator.errors import EmulatorError, UnknownHostError
 from emulator.runners.runner import RunnerError, StartupError
+from pytest_fal.leftovers import Snapshot
 
 counter = [0]
 

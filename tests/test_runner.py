@@ -12,9 +12,9 @@ import pytest
 from apps import Clinging, Name, Other, Uploaded, Uploader
 from fal.ref import get_current_app
 from fal.toolkit import File
-from leaks import Snapshot, patched_attributes
 
 from emulator.errors import EmulatorError
+from pytest_fal.leftovers import Snapshot, attributes
 
 
 def test_requests_of_two_runners_at_the_same_time_keep_their_contexts(fal_runner, fal_cdn):
@@ -128,10 +128,10 @@ def test_objects_are_set_aside_until_the_last_runner_has_ended(fal_runner):
 
 def test_an_app_that_cannot_be_torn_down_does_not_keep_the_emulation_in_place(fal_emulator):
     fal_emulator.runner(Clinging)
-    during = patched_attributes()["socket.getaddrinfo"]
+    during = attributes()["socket.getaddrinfo"]
     with pytest.raises(ValueError, match="cannot let go"):
         fal_emulator.stop()
-    assert patched_attributes()["socket.getaddrinfo"] is not during
+    assert attributes()["socket.getaddrinfo"] is not during
     assert "FAL_APP_NAME" not in os.environ
     assert fal_emulator.directory is None
     fal_emulator.start()

@@ -12,11 +12,11 @@ import fal
 import pytest
 from fal.ref import get_current_app
 from fastapi import WebSocket
-from leaks import descriptors
 from websockets.exceptions import ConnectionClosedError, InvalidMessage
 from websockets.sync import client as sync_client
 
 from emulator.network.relay import relay
+from pytest_fal.descriptors import descriptors
 
 HANDSHAKE = (
     b"GET /listen HTTP/1.1\r\nHost: runner-1.runner.fal\r\nConnection: Upgrade\r\n"
