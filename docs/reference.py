@@ -96,6 +96,7 @@ VARIABLES = {
     "emulated buckets and nothing else",
     "AWS_SHARED_CREDENTIALS_FILE, AWS_CONFIG_FILE, AWS_EC2_METADATA_DISABLED, CLOUDSDK_CONFIG, "
     "NO_GCE_CHECK": "keep boto3 and Google's libraries from looking for your credentials",
+    "NETRC": "keeps requests from sending the passwords that you have for hosts",
     "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA, MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": "settings "
     "of these libraries",
     "GIT_EXEC_PATH, GIT_PROXY_COMMAND, GIT_CONFIG_GLOBAL, GIT_CONFIG_NOSYSTEM, GIT_CONFIG_COUNT, "
