@@ -170,7 +170,7 @@ def _requested(text: str | None) -> dict[str, int]:
     """The caller's budgets; whatever is malformed is ignored, as the platform does."""
     try:
         entries = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(entries, dict):
         return {}

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-__all__ = ["OutsideError", "Spot", "find", "open_folder"]
+__all__ = ["DEEPEST", "OutsideError", "Spot", "find", "open_folder"]
 
 #: As the kernel: a chain of more links is a circle.
 _MOST_LINKS = 40
+#: So many folders on the way, each of which takes a descriptor.
+DEEPEST = 128
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -102,6 +104,9 @@ class _Walk:
             if stat.S_ISLNK(status.st_mode) and (ahead or follow):
                 ahead += reversed(self._target(step, name))
             elif ahead:
+                if len(self._folders) > DEEPEST:
+                    os.close(step)
+                    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
                 # What is no folder fails at the next step, as the kernel would.
                 self._folders.append(step)
                 self._path.append(name)
