@@ -239,7 +239,9 @@ class Inbound:
     def _check_unfinished_head(self, data: bytes) -> None:
         if len(data) > HEAD_LIMIT:
             raise RefusedError(431, f"the head is larger than {HEAD_LIMIT} bytes")
-        if data.count(b"\n") != data.count(b"\r\n"):  # its end would never be found
+        ends = data.count(b"\r\n")
+        if data.count(b"\n") != ends or data.count(b"\r", 0, -1) > ends:
+            # Its end would never be found.
             raise RefusedError(400, "lines end in CR LF")
         line, end, _ = data.partition(b"\r\n")
         if end and _REQUEST_LINE.fullmatch(line) is None:  # HTTP/0.9, and whatever else greets so

@@ -336,7 +336,7 @@ class Connection:
         length = http1.body_length(head)
         expectation = head.fields.get(b"expect")
         if expectation is not None and expectation.lower() != b"100-continue":
-            raise http1.RefusedError(417, f"only 100-continue can be expected, not {expectation!r}")
+            raise http1.RefusedError(417, "nothing but 100-continue can be expected")
         waits = expectation is not None and head.version == b"1.1" and not self._inbound.buffered
         return http1.RequestBody(self._inbound, length, self._go_ahead if waits else None)
 
