@@ -248,7 +248,7 @@ def test_plain_http_where_tls_is_spoken_is_refused(fal_emulator, fal_ledger):
 
 def test_tls_where_plain_http_is_spoken_fails_in_the_clients_way(fal_emulator):
     with socket.create_connection((HOST, 80)) as sock:
-        with pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER|wrong version number"):
+        with pytest.raises(ssl.SSLError, match=r"(?i)wrong.version.number"):
             ssl.create_default_context().wrap_socket(sock, server_hostname=HOST)
     assert answers("plain")
 
@@ -561,10 +561,8 @@ def test_a_client_that_asks_and_does_not_listen_is_not_answered_on_and_on(fal_ga
         sock.sendall(handshake(KEY))
         assert status_of(sock.recv(1000)) == 101
         sock.settimeout(0.2)
-        sent = 0
         with memory_grows_by_less_than(64 * MEBIBYTE), pytest.raises(TimeoutError):
-            while sent < 256 * MEBIBYTE:
-                sent += sock.send(ping * 1000)
+            sock.sendall(ping * 1_000_000)
 
 
 def test_a_message_has_a_limit(fal_gateway):

@@ -104,7 +104,10 @@ def check_policy(policy: str, form: UploadForm, bucket: str, now: datetime) -> N
         raise _denied("Policy expired.")
     values = {**form.fields, "bucket": bucket}
     covered: set[str] = set()
-    for condition in document.get("conditions") or ():
+    conditions = document.get("conditions") or []
+    if not isinstance(conditions, list):
+        raise _invalid("Invalid 'conditions' value: must be a List.")
+    for condition in conditions:
         covered |= _check(condition, values, len(form.data))
     extra = sorted(
         name
