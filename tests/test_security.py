@@ -117,7 +117,10 @@ def test_another_user_gets_in_nowhere(fal_emulator):
     for name in unix_listeners():
         said = subprocess.run(
             [sys.executable, "-c", AS_NOBODY, name],
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         # A name without a file can be connected to, and nothing is said there.
         wanted = "b''\n" if name.startswith("@") else "PermissionError\n"

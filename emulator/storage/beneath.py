@@ -91,6 +91,8 @@ class _Walk:
             os.close(self._folders.pop())
 
     def go(self, names: Sequence[str], follow: bool) -> Spot:
+        if len(names) > DEEPEST:  # before a part of it is made
+            raise _too_deep(names[-1])
         ahead = list(reversed(names))
         while ahead:
             name = ahead.pop()
@@ -106,7 +108,7 @@ class _Walk:
             elif ahead:
                 if len(self._folders) > DEEPEST:
                     os.close(step)
-                    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+                    raise _too_deep(name)
                 # What is no folder fails at the next step, as the kernel would.
                 self._folders.append(step)
                 self._path.append(name)
@@ -156,3 +158,7 @@ class _Walk:
 
     def _outside(self) -> OutsideError:
         return OutsideError(f"a link in {'/'.join((self._mount, *self._path))} leads out of it")
+
+
+def _too_deep(name: str) -> OSError:
+    return OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from emulator.storage.beneath import DEEPEST, OutsideError, Spot, find, open_folder
+from emulator.storage.beneath import OutsideError, Spot, find, open_folder
+from emulator.storage.emptying import empty
 from emulator.storage.spool import (
     FilesError,
     Names,
@@ -419,31 +420,7 @@ def _remove(folder: int, name: str, is_folder: bool) -> None:
         return
     inner = open_folder(folder, name)
     try:
-        while _empty(inner, inner, 0):
-            pass
+        empty(inner)
     finally:
         os.close(inner)
     os.rmdir(name, dir_fd=folder)
-
-
-def _empty(folder: int, top: int, depth: int) -> bool:
-    """Remove what is in a folder; whether something of it was moved up to the top one instead.
-
-    Each level needs a descriptor, of which a process has about a thousand.
-    """
-    moved = False
-    for entry in os.listdir(folder):
-        if not stat.S_ISDIR(os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mode):
-            os.unlink(entry, dir_fd=folder)
-        elif depth == DEEPEST:
-            new = f".fal_remove.tmp.{secrets.token_hex(8)}"
-            os.rename(entry, new, src_dir_fd=folder, dst_dir_fd=top)
-            moved = True
-        else:
-            inner = open_folder(folder, entry)
-            try:
-                moved = _empty(inner, top, depth + 1) or moved
-            finally:
-                os.close(inner)
-            os.rmdir(entry, dir_fd=folder)
-    return moved

@@ -6,6 +6,8 @@ import os
 import queue
 import threading
 
+from emulator.storage.emptying import empty
+
 __all__ = ["Sweeper", "remove_tree"]
 
 
@@ -67,16 +69,11 @@ def remove_tree(path: str) -> None:
 
 def _remove(path: str) -> None:
     """As ``shutil.rmtree``, which breaks where another thread's clock replaces ``os.lstat``."""
-
-    def give_up(error: OSError) -> None:
-        raise error
-
-    for folder, names, files in os.walk(path, topdown=False, onerror=give_up):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        for name in names:
-            place = os.path.join(folder, name)
-            os.unlink(place) if os.path.islink(place) else os.rmdir(place)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        empty(folder)
+    finally:
+        os.close(folder)
     os.rmdir(path)
 
 
