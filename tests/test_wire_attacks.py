@@ -574,6 +574,56 @@ def test_a_message_has_a_limit(fal_gateway):
         assert until_end(sock)[:4][2:] == struct.pack(">H", 1009)
 
 
+# --- what hosts stumbled over ---------------------------------------------------------------------
+
+AMAZON, GOOGLE = "amazon.s3.amazonaws.com", "storage.googleapis.com"
+DEEP = b"[" * 100_000
+SIGNED = "X-Amz-Signature=1&X-Amz-Credential=a/b&X-Amz-Date=20260101T000000Z&X-Amz-Expires="
+STUMBLING = [
+    ("rest.fal.ai", "POST /tokens/", DEEP, 422),
+    ("rest.fal.ai", "POST /files/rename/a", DEEP, 422),
+    ("rest.fal.ai", "POST /storage/upload/gcs/a/complete", DEEP, 403),
+    ("rest.fal.ai", f"POST /storage/upload/gcs/a/{'9' * 5_000}", b"", 404),
+    ("rest.fal.ai", f"PUT /files/file/multipart/a/b/{'9' * 5_000}", b"", 404),
+    ("v3.fal.media", f"PUT /files/a/b/multipart/c/{'9' * 5_000}", b"", 403),
+    ("queue.fal.run", "POST /me/app?fal_max_queue_length=%C2%B2", b"{}", 200),
+    ("queue.fal.run", f"POST /me/app?fal_max_queue_length={'9' * 5_000}", b"{}", 200),
+    ("fal.run", "POST /me/app", DEEP, 200),
+    (GOOGLE, "PATCH /storage/v1/b/google/o/key", DEEP, 400),
+    (GOOGLE, "PATCH /storage/v1/b/google/o/key", b'{"acl": [1]}', 400),
+    (GOOGLE, "PUT /storage/v1/b/google/iam", b'{"bindings": [1]}', 400),
+    (GOOGLE, "PUT /storage/v1/b/google/iam", b'{"bindings": 1}', 400),
+    (GOOGLE, "POST /storage/v1/b/google/o/key/compose", b'{"destination": "a"}', 400),
+    (GOOGLE, "POST /storage/v1/b/google/o/key/compose", b'{"sourceObjects": 1}', 400),
+    (GOOGLE, f"GET /google/key?GoogleAccessId=a&Signature=b&Expires={'9' * 30}", b"", 200),
+    (GOOGLE, "GET /google/key?GoogleAccessId=a&Signature=b&Expires=%C2%B2", b"", 200),
+    (AMAZON, "BREW /key", b"", 501),
+    (AMAZON, "PUT /key?uploadId=a&partNumber=b", b"", 501),
+    (AMAZON, "POST /key?uploadId=nowhere", b"<a/>", 501),
+    (AMAZON, f"GET /key?{SIGNED}-1{'0' * 30}", b"", 400),
+]
+
+
+@pytest.mark.parametrize(
+    ("host", "line", "body", "status"), STUMBLING, ids=[str(n) for n in range(len(STUMBLING))]
+)
+def test_what_is_malformed_is_answered(fal_emulator, host, line, body, status):
+    fal_emulator.gateway.deploy("me/app", {"images": []})
+    fal_emulator.buckets.create("amazon", provider="s3")
+    fal_emulator.buckets.create("google", provider="gcs").put("key", b"content")
+    key = {"rest.fal.ai": "Key id:secret", AMAZON: "AWS4-HMAC-SHA256 Credential=a/b/c"}
+    key |= dict.fromkeys(("queue.fal.run", "fal.run"), "Key id:secret")
+    sent = (
+        f"{line} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+        f"Authorization: {key.get(host, 'Bearer a')}\r\n\r\n"
+    )
+    with connect("plain", host) as sock:
+        sock.sendall(sent.encode() + body)
+        answer = until_end(sock)
+    assert status_of(answer) == status
+    assert [one for one in fal_emulator.ledger.problems if one.startswith("error")] == []
+
+
 # --- growth ---------------------------------------------------------------------------------------
 
 
