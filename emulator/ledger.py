@@ -249,8 +249,13 @@ def redact_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 def masked_text(text: str) -> str:
     """A text, with the credentials that URLs in it have, or that stand in it as in a header."""
     if "://" in text:
-        text = _URL.sub(lambda found: masked(found[0]), text)
+        text = _URL.sub(_masked_in_a_sentence, text)
     return _CREDENTIAL.sub(r"\1***", text)
+
+
+def _masked_in_a_sentence(found: re.Match[str]) -> str:
+    url = found[0].rstrip(".,:;)]")
+    return masked(url) + found[0][len(url) :]
 
 
 class _Notes(list[str]):

@@ -323,7 +323,7 @@ def test_parameters(query, shown):
         ("Location", "/a?token=1", "/a?token=***"),
         ("Location", "https://me:1@a.b/c", "https://a.b/c"),
         ("Link", "<https://a.b/c?key=1>; rel=next", "<https://a.b/c?key=***>; rel=next"),
-        ("User-Agent", "a (+https://a.b/#c)", "a (+https://a.b/"),
+        ("User-Agent", "a (+https://a.b/#c)", "a (+https://a.b/)"),
     ],
 )
 def test_headers(name, value, shown):
@@ -337,6 +337,10 @@ def test_headers(name, value, shown):
         ("with Key id:secret", "with Key ***"),
         ("Credential=a/b/s3, Signature=0f", "Credential=***, Signature=***"),
         ("see https://me:pw@a.b/c?key=1 and d", "see https://a.b/c?key=*** and d"),
+        (
+            "to https://a.b/?token=1: refused (https://a.b/).",
+            "to https://a.b/?token=***: refused (https://a.b/).",
+        ),
         ("a key has to be quoted", "a key has to be quoted"),
         ("no CDN token", "no CDN token"),
     ],
