@@ -56,13 +56,15 @@ def patched_attributes() -> dict[str, object]:
 
 
 def descriptors() -> dict[int, str]:
-    """Open file descriptors and what they are."""
+    """Open file descriptors and what they are, but for those of what is being swept."""
     found = {}
     for entry in os.listdir("/proc/self/fd"):
         try:
-            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+            target = os.readlink(f"/proc/self/fd/{entry}")
         except OSError:
             continue  # the one that listed the directory
+        if not _is_being_swept(target):
+            found[int(entry)] = target
     return found
 
 
@@ -132,7 +134,7 @@ class Snapshot:
         leaks += [
             f"descriptor {number} is open: {target}"
             for number, target in now.descriptors.items()
-            if number not in self.descriptors and not _is_being_swept(target)
+            if number not in self.descriptors
         ]
         leaks += [f"mounted: {place}" for place in now.mounts if place not in self.mounts]
         leaks += _differences("environment variable", self.environment, now.environment)
