@@ -56,15 +56,13 @@ def patched_attributes() -> dict[str, object]:
 
 
 def descriptors() -> dict[int, str]:
-    """Open file descriptors and what they are, but for those of what is being swept."""
+    """Open file descriptors and what they are."""
     found = {}
     for entry in os.listdir("/proc/self/fd"):
         try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
         except OSError:
             continue  # the one that listed the directory
-        if not _is_being_swept(target):
-            found[int(entry)] = target
     return found
 
 
@@ -134,7 +132,7 @@ class Snapshot:
         leaks += [
             f"descriptor {number} is open: {target}"
             for number, target in now.descriptors.items()
-            if number not in self.descriptors
+            if number not in self.descriptors and not _is_being_swept(target)
         ]
         leaks += [f"mounted: {place}" for place in now.mounts if place not in self.mounts]
         leaks += _differences("environment variable", self.environment, now.environment)
