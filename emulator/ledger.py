@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterable
@@ -14,17 +15,30 @@ __all__ = ["Event", "Exchange", "Ledger", "is_secret", "masked"]
 
 _SECRET_HEADERS = frozenset(
     {
-        *("authorization", "proxy-authorization", "cookie", "set-cookie", "x-fal-cdn-token"),
-        *("x-api-key", "x-auth-token", "x-fal-webhook-signature"),
+        *("cookie", "set-cookie", "x-auth", "x-session"),
         "x-app-fal-upload-policy",  # which has signatures
     }
 )
-_SECRET_PARAMETERS = (
-    *("token", "signature", "identity", "key", "secret", "credential", "jwt"),
-    *("password", "passwd", "pwd"),
+#: They only sound like it.
+_PLAIN_HEADERS = frozenset(
+    {
+        *("sec-websocket-key", "idempotency-key", "x-idempotency-key", "surrogate-key"),
+        "access-control-allow-credentials",
+    }
 )
-#: As a whole name only: ``author`` is none.
-_SECRET_NAMES = ("auth", "authorization")
+#: Have a URL, maybe without its host.
+_ADDRESSES = frozenset({"location", "content-location", "referer"})
+_SECRET_PARAMETERS = (
+    *("token", "signature", "identity", "key", "secret", "credential", "jwt", "hmac"),
+    *("password", "passwd", "pwd", "session", "authorization"),
+)
+#: As a whole name only: ``author`` is none, nor ``design``.
+_SECRET_NAMES = ("auth", "pass", "bearer", "sig")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'<>]+")
+#: A credential as it stands in a header, and in what quotes one.
+_CREDENTIAL = re.compile(
+    r"\b((?:[Bb]earer|Basic|Key) +|(?:Credential|Signature)=)(?=\S*[0-9:=_-])[^\s,;&\"']+"
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -63,7 +77,7 @@ class Exchange:
     #: Body bytes of the answer that the client really took.
     bytes_sent: int = 0
     #: What the emulator has to say about it: a fault that struck, an unknown lifecycle key.
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=lambda: _Notes())
 
     @property
     def wants_websocket(self) -> bool:
@@ -149,7 +163,7 @@ class Ledger:
         place = len(self._events)
         while at is not None and place and self._events[place - 1].at > at:
             place -= 1
-        self._events.insert(place, Event(at or self._now(), kind, text, category))
+        self._events.insert(place, Event(at or self._now(), kind, masked_text(text), category))
 
     def requests(
         self, host: str | None = None, method: str | None = None, path: str | None = None
@@ -233,18 +247,51 @@ def redact_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     result: dict[str, str] = {}
     for name, value in headers:
         key = name.lower()
-        shown = "***" if key in _SECRET_HEADERS else value
+        shown = "***" if _is_secret_header(key) else value
+        if key in _ADDRESSES:
+            shown = masked(shown)
+        elif "://" in value:
+            shown = masked_text(shown)
         result[key] = f"{result[key]}, {shown}" if key in result else shown
     return result
 
 
+def masked_text(text: str) -> str:
+    """A text, with the credentials that URLs in it have, or that stand in it as in a header."""
+    if "://" in text:
+        text = _URL.sub(_masked_in_a_sentence, text)
+    return _CREDENTIAL.sub(r"\1***", text)
+
+
+def _masked_in_a_sentence(found: re.Match[str]) -> str:
+    url = found[0].rstrip(".,:;)]")
+    return masked(url) + found[0][len(url) :]
+
+
+class _Notes(list[str]):
+    """What is noted is shown, so no credentials get into it."""
+
+    def append(self, note: str) -> None:
+        super().append(masked_text(note))
+
+    def extend(self, notes: Iterable[str]) -> None:
+        super().extend(map(masked_text, notes))
+
+
+def _is_secret_header(name: str) -> bool:
+    return name in _SECRET_HEADERS or (is_secret(name) and name not in _PLAIN_HEADERS)
+
+
 def _redact_query(query: str) -> str:
-    return "&".join(_redact_parameter(part) for part in query.split("&"))
+    # Some servers take a semicolon for an ampersand, too.
+    return "".join(
+        part if part in "&;" else _redact_parameter(part) for part in re.split("([&;])", query)
+    )
 
 
 def _redact_parameter(part: str) -> str:
     name, separator, value = part.partition("=")
-    if separator and is_secret(name.lower()):
+    if separator and is_secret(urllib.parse.unquote_plus(name).lower()):
         return f"{name}=***"
     if "%3F" not in part.upper() and "://" not in urllib.parse.unquote(value):
         return part

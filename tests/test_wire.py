@@ -296,12 +296,12 @@ class TestPeer:
         return httpx.Response(200, text=repr(request.extensions["fal_peer"]))
 
     def test_is_what_the_client_meant(self, serve: Serve) -> None:
-        peer = Peer("192.88.99.7", 443, runner=3)
+        peer = Peer("192.88.99.7", 8080, runner=3)
         sent = get("/", "Connection: close")
         assert self.ask(serve(self.show_peer), sent, peer) == repr(peer).encode()
 
     def test_lasts_for_the_connection(self, serve: Serve) -> None:
-        peer = Peer("192.88.99.7", 443, runner=3)
+        peer = Peer("192.88.99.7", 8080, runner=3)
         sent = get("/") + get("/", "Connection: close")
         answers = self.ask(serve(self.show_peer), sent, peer)
         assert answers.count(repr(peer).encode()) == 2

@@ -172,7 +172,7 @@ def _requested(text: str | None) -> dict[str, int]:
         return {}
     try:
         entries = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(entries, dict):
         return {}

@@ -189,7 +189,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 def _arguments(request: httpx.Request) -> Any:
     try:
         return json.loads(request.read() or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

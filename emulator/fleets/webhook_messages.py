@@ -112,7 +112,7 @@ def body_of(request_id: str, gateway_request_id: str, response: httpx.Response) 
     }
     try:
         message["payload"] = json.loads(response.content, parse_constant=_refuse)
-    except ValueError:
+    except (ValueError, RecursionError):
         message["payload"] = None
         message["payload_error"] = _NO_JSON
     return json.dumps(message, sort_keys=True).encode()

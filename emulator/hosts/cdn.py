@@ -43,7 +43,7 @@ class CDNHost:
         self._paths = PathRouter()
         self._paths.add("POST", r"/files/upload", self._upload)
         self._paths.add("POST", r"/files/upload/multipart", self._upload_multipart)
-        self._paths.add("PUT", r"/.+/multipart/(\w+)/(\d+)", self._part)
+        self._paths.add("PUT", r"/.+/multipart/(\w+)/([0-9]{1,9})", self._part)
         self._paths.add("POST", r"/.+/multipart/(\w+)/complete", self._complete)
         self._paths.add("POST", r"/.+/sign", self._sign)
         self._paths.add("PUT", r"/.+", self._presigned_put)

@@ -110,7 +110,7 @@ def read_parts(request: httpx.Request, number_key: str) -> list[tuple[int, str]]
     try:
         parts = json.loads(request.read() or b"{}")["parts"]
         return [(int(part[number_key]), str(part["etag"])) for part in parts]
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UploadError(
             400, f'the body must be {{"parts": [{{"{number_key}": 1, "etag": "..."}}]}}'
         ) from None

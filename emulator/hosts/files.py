@@ -60,7 +60,7 @@ class FilesHost:
         add("POST", rf"/files/file/local/{_PATH}", self._upload)
         add("POST", rf"/files/file/url/{_PATH}", self._import)
         add("POST", rf"{parts}/initiate", self._begin)
-        add("PUT", rf"{parts}/(\w+)/(\d+)", self._part)
+        add("PUT", rf"{parts}/(\w+)/([0-9]{{1,9}})", self._part)
         add("POST", rf"{parts}/(\w+)/complete", self._complete)
         add("POST", rf"{parts}/(\w+)/cancel", self._cancel)
         add("DELETE", rf"/files/file/{_PATH}", self._delete)
@@ -328,7 +328,7 @@ def _text(request: httpx.Request, key: str) -> str:
     """A text in the request's JSON object."""
     try:
         value = json.loads(request.read() or b"{}")[key]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         value = None
     if not isinstance(value, str) or not value:
         raise FilesError(422, f'the body must be {{"{key}": "..."}}')

@@ -48,8 +48,9 @@ _TOKENS = "oauth2.googleapis.com"
 _LONGEST = 7 * 24 * 3600
 _TOKEN_SECONDS = 3599
 _API = re.compile(r"(?:/(upload|download))?/storage/v1(?:/(.*))?")
+_SECONDS = re.compile(r"[0-9]{1,11}")
 _BATCH = re.compile(r"/batch(?:/.*)?")
-_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
 
 
 class _Resumable:
@@ -127,7 +128,7 @@ class GoogleHost:
             claims = json.loads(decode(text.partition(".")[2]))
             ours = claims["iss"] == self._account.email
             valid = not ours or self._account.has_signed(decode(signature), text.encode())
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             valid = False
         if not valid:
             answer = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
@@ -358,7 +359,7 @@ class GoogleHost:
         parameters = dict(pairs)
         if "X-Goog-Signature" not in parameters:
             expires = parameters.get("Expires", "")
-            if "GoogleAccessId" not in parameters or not expires.isdigit():
+            if "GoogleAccessId" not in parameters or not _SECONDS.fullmatch(expires):
                 return False
             self._expire(datetime.fromtimestamp(int(expires), timezone.utc))
             return True
@@ -366,16 +367,17 @@ class GoogleHost:
             date = parameters["X-Goog-Date"]
             begun = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
             seconds = int(parameters["X-Goog-Expires"])
+            end = begun + timedelta(seconds=min(max(seconds, 0), _LONGEST))
             email, _, scope = parameters["X-Goog-Credential"].partition("/")
             names = parameters["X-Goog-SignedHeaders"]
             signature = binascii.unhexlify(parameters["X-Goog-Signature"])
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             why = "A query parameter of the signature is missing or malformed."
             raise Refusal(400, why, code="AuthenticationQueryParametersError") from None
-        if seconds > _LONGEST:
+        if not 0 <= seconds <= _LONGEST:
             why = f"X-Goog-Expires must be at most {_LONGEST} seconds."
             raise Refusal(400, why, code="InvalidArgument")
-        self._expire(begun + timedelta(seconds=seconds))
+        self._expire(end)
         if email == self._account.email:
             canonical = signatures.canonical_request(
                 request.method,

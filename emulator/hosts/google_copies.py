@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import httpx
 
-from emulator.hosts.google_wire import Refusal, read_json
+from emulator.hosts.google_wire import Refusal, objects_in, read_json
 from emulator.network.reply import json_reply
 from emulator.storage.google import GoogleBucket, GoogleBuckets, GoogleObject
 
@@ -37,8 +37,8 @@ def copy(
     public = parameters.get("destinationPredefinedAcl", "").startswith("publicRead")
     if kind == "compose":
         check_generation(parameters, bucket, name)
-        parts = [_source_of_part(bucket, part) for part in told.get("sourceObjects", [])]
-        resource = _editable(told.get("destination") or {})
+        parts = [_source_of_part(bucket, part) for part in objects_in(told.get("sourceObjects"))]
+        resource = _editable(objects_in([told.get("destination") or {}])[0])
         data = b"".join(part.data for part in parts)
         return json_reply(store.store(bucket.name, name, data, resource, public).as_json)
     source = find_object(bucket, name)
@@ -90,7 +90,8 @@ def find_object(bucket: GoogleBucket, name: str) -> GoogleObject:
 
 def _source_of_part(bucket: GoogleBucket, part: dict[str, Any]) -> GoogleObject:
     found = find_object(bucket, str(part.get("name")))
-    wanted = (part.get("objectPreconditions") or {}).get("ifGenerationMatch")
+    conditions = objects_in([part.get("objectPreconditions") or {}])[0]
+    wanted = conditions.get("ifGenerationMatch")
     if wanted is not None and str(wanted) != str(found.generation):
         why = "At least one of the pre-conditions you specified did not hold."
         raise Refusal(412, why, "conditionNotMet")

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 import httpx
 
-from emulator.network.reply import Body, json_reply, reply
+from emulator.network.reply import json_reply, reply
 from emulator.storage.google import GoogleBucket, GoogleObject
 from emulator.storage.lifecycle import ByteRange, Unsatisfiable, parse_range
 
@@ -22,6 +22,7 @@ __all__ = [
     "deliver",
     "hashes",
     "is_public",
+    "objects_in",
     "read_json",
     "read_related",
 ]
@@ -76,9 +77,8 @@ def deliver(request: httpx.Request, found: GoogleObject) -> httpx.Response:
     if isinstance(wanted, ByteRange):
         status, start, end = 206, wanted.start, wanted.end
         headers.append(("content-range", f"bytes {start}-{end - 1}/{size}"))
-    headers.append(("content-length", str(end - start)))
     chunks = () if request.method == "HEAD" else (found.data[start:end],)
-    return httpx.Response(status, headers=headers, stream=Body(chunks))
+    return reply(status, headers=headers, stream=chunks, length=end - start)
 
 
 _EVERYBODY = "allUsers"
@@ -102,8 +102,8 @@ def answer_policy(
         asked = request.url.params.get_list("permissions")
         return json_reply({"kind": "storage#testIamPermissionsResponse", "permissions": asked})
     if request.method == "PUT":
-        bindings = read_json(request.read()).get("bindings", [])
-        bucket.public = any(_EVERYBODY in one.get("members", ()) for one in bindings)
+        bindings = objects_in(read_json(request.read()).get("bindings"))
+        bucket.public = any(_EVERYBODY in (one.get("members") or ()) for one in bindings)
     readers = {"role": "roles/storage.objectViewer", "members": [_EVERYBODY]}
     answer = {"kind": "storage#policy", "version": 1, "etag": "CAE="}
     return json_reply({**answer, "bindings": [readers] if bucket.public else []})
@@ -113,7 +113,7 @@ def is_public(acl: Any, before: bool) -> bool:
     """Whether a list of access rules lets everybody read; *before* where there is none."""
     if not isinstance(acl, list):
         return before
-    return any(one.get("entity") == _EVERYBODY for one in acl)
+    return any(one.get("entity") == _EVERYBODY for one in objects_in(acl))
 
 
 def read_related(declared: str, body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -138,9 +138,21 @@ def read_json(body: bytes) -> dict[str, Any]:
     """An object of JSON; nothing is an empty one."""
     try:
         found = json.loads(body or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refusal(400, "Parse Error", "parseError") from None
     return found if isinstance(found, dict) else {}
+
+
+def objects_in(value: Any) -> list[dict[str, Any]]:
+    """A list of objects in JSON; nothing is an empty one.
+
+    Raises:
+        Refusal: 400, it is something else.
+    """
+    found = [] if value is None else value
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise Refusal(400, "Invalid value: a list of objects is expected", "invalid")
+    return found
 
 
 def hashes(request: httpx.Request) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ __all__ = ["QueueAPI"]
 #: itself: it would ask again in 0.1 s, as fal_client does, however short the request is.
 _PATIENCE = 0.1
 _PING_SECONDS = 15.0
+_LIMIT = re.compile(r"[0-9]{1,18}")
 _TRUE = ("1", "true")
 
 
@@ -48,7 +50,7 @@ class QueueAPI:
         """Take in a request; its ids and URLs."""
         path, parameters = _without_ours(asked.path)
         limit = parameters.get("fal_max_queue_length", "")
-        if limit.isdigit() and len(deployment.queue) >= int(limit):
+        if _LIMIT.fullmatch(limit) and len(deployment.queue) >= int(limit):
             why = f"The queue has {len(deployment.queue)} requests, fal_max_queue_length={limit}"
             return json_reply({"detail": why}, 429)
         asked = replace(asked, path=path, webhook=parameters.get("fal_webhook"))

@@ -81,6 +81,7 @@ def speak_http(
                 _answer(client, deployment, replace(asked, body=body, method="POST"))
             except ConnectionError:
                 break
+        client.close()  # what it has been told last has to go out
         exchange.notes.append(f"websocket: {count} request{'s' * (count != 1)}")
 
     return handshake.accept(serve)

@@ -65,7 +65,7 @@ class RestHost:
         self._paths.add("POST", r"/storage/upload/initiate", self._initiate)
         self._paths.add("POST", r"/storage/upload/initiate-multipart", self._initiate_multipart)
         self._paths.add("POST", r"/storage/upload/gcs/(\w+)/complete", self._complete_gcs)
-        self._paths.add("POST", r"/storage/upload/gcs/(\w+)/(\d+)", self._initiate_part_gcs)
+        self._paths.add("POST", r"/storage/upload/gcs/(\w+)/([0-9]{1,9})", self._initiate_part_gcs)
         self._paths.add("POST", r"/tokens/?", self._realtime_token)
         self._paths.add("POST", r"/tokens/realtime/?", self._documented_realtime_token)
         FileAccess(cdn).offer(self._paths.add, "/storage")
@@ -210,7 +210,7 @@ def _single_url(upload: Upload) -> str:
 def _json(request: httpx.Request) -> dict[str, Any]:
     try:
         data = json.loads(request.read() or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UploadError(422, "the body is not JSON") from None
     if not isinstance(data, dict):
         raise UploadError(422, "the body is no JSON object")

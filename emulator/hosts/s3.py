@@ -198,6 +198,12 @@ class S3Host:
                 "X-Amz-Expires must be less than a week (in seconds); that is, the given "
                 f"X-Amz-Expires must be less than {LONGEST} seconds",
             )
+        if seconds < 0:
+            raise S3Error(
+                400,
+                "AuthorizationQueryParametersError",
+                "X-Amz-Expires must be non-negative",
+            )
         begun = begun.replace(tzinfo=timezone.utc)
         if begun > self._now() + SKEW:
             raise S3Error(403, "AccessDenied", "Request is not yet valid")
@@ -399,7 +405,7 @@ def _compare(expected: str, given: str) -> None:
 
 def _check_order(body: bytes) -> None:
     """Refuse parts in another order than that of their numbers; moto means to, and does not."""
-    numbers = [int(n) for n in re.findall(rb"<PartNumber>\s*(\d+)\s*</PartNumber>", body)]
+    numbers = [int(n) for n in re.findall(rb"<PartNumber>\s*(\d{1,9})\s*</PartNumber>", body)]
     if numbers != sorted(set(numbers)):
         raise S3Error(
             400,
@@ -433,7 +439,7 @@ def _unwrap(body: bytes, headers: list[tuple[str, str]]) -> tuple[bytes, list[tu
         (name, value.removesuffix(",aws-chunked") if name == "content-encoding" else value)
         for name, value in kept
     ]
-    trailers = [(name.decode().strip(), value.decode().strip()) for name, _, value in told]
+    trailers = [(n.decode("latin-1").strip(), v.decode("latin-1").strip()) for n, _, v in told]
     return b"".join(chunks), kept + [pair for pair in trailers if pair[0].startswith("x-amz-check")]
 
 

@@ -108,7 +108,7 @@ class UploaderHost:
     ) -> httpx.Response:
         try:
             size = json.loads(request.read())["size_bytes"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             size = None
         if not isinstance(size, int) or isinstance(size, bool):
             raise UploadError(422, 'the body must be {"size_bytes": 123}')

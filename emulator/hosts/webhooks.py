@@ -373,6 +373,6 @@ class WebhookReceiver:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         says = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return says if isinstance(says, dict) else {}

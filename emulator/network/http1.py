@@ -18,8 +18,11 @@ from typing import NamedTuple
 
 import httpx
 
+from emulator.ledger import masked
+
 __all__ = [
     "DRAIN_LIMIT",
+    "DRAIN_SECONDS",
     "HEAD_LIMIT",
     "LINE_LIMIT",
     "NO_HEAD",
@@ -43,11 +46,14 @@ LINE_LIMIT = 4_096
 RECEIVE_SIZE = 262_144
 #: How much of a body that the handler left unread is taken off the client, before it is hung up on.
 DRAIN_LIMIT = 64 * 1024 * 1024
+#: How long nothing of it may come, before the client is answered without it.
+DRAIN_SECONDS = 1.0
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21\x22\x24-\x7e]+) HTTP/(\d\.\d)")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)")
 _HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::(\d{0,5}))?")
 _LENGTH = re.compile(rb"\d{1,18}")
+_LINE_ENDS = re.compile(rb"[\r\n\0]")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
@@ -55,8 +61,15 @@ class ClientGoneError(ConnectionError):
     """The client hung up, or was cut off at the end of its test, in the middle of an exchange."""
 
 
+class QuietError(Exception):
+    """Nothing has come for a while."""
+
+
 class RefusedError(Exception):
-    """A request that HTTP or this server rules out; the connection ends with the answer."""
+    """A request that HTTP or this server rules out; the connection ends with the answer.
+
+    What it quotes goes into the ledger, too, so credentials are left out.
+    """
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -88,8 +101,10 @@ def parse_head(data: bytes) -> Head:
     lines = data.split(b"\r\n")
     request_line = _REQUEST_LINE.fullmatch(lines[0])
     if request_line is None:
-        raise RefusedError(400, f"this is no HTTP/1.1 request line: {lines[0][:200]!r}")
+        raise _no_request_line(lines[0])
     method, target, version = request_line.groups()
+    if method != method.upper():
+        raise RefusedError(400, f"methods are written in capitals, and not {_quoted(method)}")
     if version not in (b"1.1", b"1.0"):
         raise RefusedError(505, f"only HTTP/1.1 and 1.0 are spoken here, not {version.decode()}")
     if method == b"CONNECT":
@@ -99,7 +114,9 @@ def parse_head(data: bytes) -> Head:
     for line in lines[1:]:
         match = _HEADER.fullmatch(line)
         if match is None:
-            raise RefusedError(400, f"this is no header line: {line[:200]!r}")
+            name, colon, _ = line.partition(b":")
+            shown = _quoted(name) + (" and a value" if colon else "")
+            raise RefusedError(400, f"this is no header line: {shown}")
         name, value = match[1], match[2].rstrip(b" \t")
         headers.append((name, value))
         lower = name.lower()
@@ -110,7 +127,7 @@ def parse_head(data: bytes) -> Head:
 def request_url(target: bytes, authority: bytes, secure: bool) -> httpx.URL:
     """Put together what a request line and a Host name; RefusedError when either is malformed."""
     if _HOST.fullmatch(authority) is None:
-        raise RefusedError(400, f"this is no Host: {authority[:200]!r}")
+        raise RefusedError(400, f"this is no Host: {_quoted(authority.rpartition(b'@')[2])}")
     scheme = b"https" if secure else b"http"
     if target.startswith(b"/"):
         text = scheme + b"://" + authority + target
@@ -119,11 +136,15 @@ def request_url(target: bytes, authority: bytes, secure: bool) -> httpx.URL:
     elif target.startswith((b"http://", b"https://")):
         text = target
     else:
-        raise RefusedError(400, f"this is no target of a request: {target[:200]!r}")
+        raise RefusedError(400, f"this is no target of a request: {_quoted(target)}")
     try:
-        return httpx.URL(text.decode("ascii"))
-    except httpx.InvalidURL as error:
-        raise RefusedError(400, str(error)) from error
+        url = httpx.URL(text.decode("ascii"))
+        host = url.host  # decodes an international name
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise RefusedError(400, f"this is no URL: {error}") from error
+    if not host:
+        raise RefusedError(400, f"the target of the request names no host: {_quoted(target)}")
+    return url
 
 
 def body_length(head: Head) -> int | None:
@@ -134,14 +155,14 @@ def body_length(head: Head) -> int | None:
         if length is None:
             return 0
         if _LENGTH.fullmatch(length) is None:
-            raise RefusedError(400, f"this is no Content-Length: {length!r}")
+            raise RefusedError(400, f"this is no Content-Length: {_quoted(length)}")
         return int(length)
     if length is not None:
         raise RefusedError(400, "Content-Length and Transfer-Encoding exclude each other")
     if head.version == b"1.0":
         raise RefusedError(400, "HTTP/1.0 has no Transfer-Encoding")
     if coding.lower() != b"chunked":
-        raise RefusedError(501, f"Transfer-Encoding can only be chunked, not {coding!r}")
+        raise RefusedError(501, f"Transfer-Encoding can only be chunked, not {_quoted(coding)}")
     return None
 
 
@@ -149,7 +170,12 @@ class Inbound:
     """The bytes that come in, buffered only as far as finding a head or a line needs it.
 
     Raises ClientGoneError at their end, RefusedError for a head or a line without one.
+
+    Attributes:
+        patience: seconds in which something has to come, or `QuietError` is raised; None: any.
     """
+
+    patience: float | None = None
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -164,9 +190,13 @@ class Inbound:
 
     def head(self) -> bytes:
         """A request's head without its blank line."""
+        blank = 0
         while True:
             while self._buffer.startswith(b"\r\n", self._start):  # RFC 9112, 2.2
                 self._start += 2
+                blank += 2
+            if blank > LINE_LIMIT:
+                raise RefusedError(400, "nothing but blank lines came")
             end = self._buffer.find(b"\r\n\r\n", self._start)
             if end >= 0:
                 head = self._buffer[self._start : end]
@@ -209,8 +239,13 @@ class Inbound:
     def _check_unfinished_head(self, data: bytes) -> None:
         if len(data) > HEAD_LIMIT:
             raise RefusedError(431, f"the head is larger than {HEAD_LIMIT} bytes")
-        if data.count(b"\n") != data.count(b"\r\n"):  # its end would never be found
+        ends = data.count(b"\r\n")
+        if data.count(b"\n") != ends or data.count(b"\r", 0, -1) > ends:
+            # Its end would never be found.
             raise RefusedError(400, "lines end in CR LF")
+        line, end, _ = data.partition(b"\r\n")
+        if end and _REQUEST_LINE.fullmatch(line) is None:  # HTTP/0.9, and whatever else greets so
+            raise _no_request_line(line)
 
     def _more(self) -> bool:
         data = self._receive(HEAD_LIMIT)
@@ -220,11 +255,18 @@ class Inbound:
 
     def _receive(self, limit: int) -> bytes:
         try:
+            if self.patience is not None:
+                self._socket.settimeout(self.patience)
             if isinstance(self._socket, ssl.SSLSocket) and limit > 16_384:
                 return self._receive_records(self._socket, limit)
             return self._socket.recv(limit)
+        except TimeoutError as error:
+            raise QuietError from error
         except OSError as error:
             raise ClientGoneError(str(error)) from error
+        finally:
+            if self.patience is not None:
+                self._socket.settimeout(None)
 
     def _receive_records(self, sock: ssl.SSLSocket, limit: int) -> bytes:
         # A TLS read gives one record, 16 kB; take all that have come.
@@ -269,9 +311,11 @@ class RequestBody(httpx.SyncByteStream):
         if self._go_ahead or (self._remaining is not None and self._remaining > DRAIN_LIMIT):
             return False
         spared = 0
-        with suppress(RefusedError):  # what cannot be read is still to come
+        self._inbound.patience = DRAIN_SECONDS
+        with suppress(RefusedError, QuietError):  # what cannot be read is still to come
             while spared <= DRAIN_LIMIT and (chunk := next(self._chunks, b"")):
                 spared += len(chunk)
+        self._inbound.patience = None
         return self._complete
 
     def _read(self) -> Iterator[bytes]:
@@ -353,7 +397,12 @@ def frame(head: Head, response: httpx.Response, intact: bool) -> Frame:
         lines.append(b"Connection: close")
     elif head.version == b"1.0":
         lines.append(b"Connection: keep-alive")
-    return Frame(b"\r\n".join(lines) + b"\r\n\r\n", length, chunked, bodiless, keep)
+    laid_out = b"\r\n".join(lines) + b"\r\n\r\n"
+    if laid_out.count(b"\n") + laid_out.count(b"\r") != 2 * len(lines) + 2 or b"\0" in laid_out:
+        # What a client named itself, the type of a file, shall not become other headers.
+        lines = [_LINE_ENDS.sub(b" ", line) for line in lines]
+        laid_out = b"\r\n".join(lines) + b"\r\n\r\n"
+    return Frame(laid_out, length, chunked, bodiless, keep)
 
 
 def checked(response: httpx.Response) -> httpx.Response:
@@ -370,16 +419,26 @@ def checked(response: httpx.Response) -> httpx.Response:
 def failed(request: httpx.Request, error: BaseException) -> httpx.Response:
     """Make the answer to a request whose handler raised."""
     last_line = traceback.format_exception_only(error)[-1].strip()
+    asked = f"{request.method} {masked(str(request.url))}"
     return httpx.Response(
         500,
-        text=f"The emulator's handler failed at {request.method} {request.url}: {last_line}\n",
+        text=f"The emulator's handler failed at {asked}: {last_line}\n",
     )
+
+
+def _quoted(text: bytes) -> str:
+    """The beginning of what a client sent, without credentials in a URL."""
+    return repr(masked(text[:200].decode("latin-1")))
+
+
+def _no_request_line(line: bytes) -> RefusedError:
+    return RefusedError(400, f"this is no HTTP/1.1 request line: {_quoted(line)}")
 
 
 def _chunk_size(line: bytes) -> int:
     match = _CHUNK_SIZE.fullmatch(line)
     if match is None:
-        raise RefusedError(400, f"this is no size of a chunk: {line[:200]!r}")
+        raise RefusedError(400, f"this is no size of a chunk: {line[:16]!r}")
     return int(match[1], 16)
 
 

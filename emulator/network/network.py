@@ -22,7 +22,7 @@ from emulator.network.resolver import Resolver, is_local
 from emulator.network.router import LetThrough
 from emulator.network.unix_server import UnixServer
 from emulator.network.urllib_entrance import UrllibEntrance
-from emulator.network.wire import Abort, Stall, Wire
+from emulator.network.wire import Abort, ClientGoneError, Stall, Wire
 
 if TYPE_CHECKING:
     from emulator.ledger import Exchange, Ledger
@@ -74,7 +74,9 @@ class Network:
         self.api_socket = UnixServer(
             self._answer_wire, NODE, callers.number_here, callers.number_of_process
         )
-        self.wire.errors = _Told(router.ledger)
+        for server in (self.wire, self.api_socket):
+            server.errors = _Told(router.ledger)
+            server.on_refusal = self._report_refusal
         self._callers = callers
         self._settings = settings
         self.resolver = Resolver(
@@ -121,6 +123,11 @@ class Network:
         more = f" (fal_origin serves {', '.join(served)})" if served else ""
         self.router.ledger.event("refused", f"{text}{more}")
 
+    def _report_refusal(self, peer: Peer | None, why: str) -> None:
+        runner = self._callers.name_of(peer.runner) if peer is not None else None
+        by = f" by {runner}" if runner else ""
+        self.router.ledger.event("refused", f"what a socket{by} sent is no HTTP request: {why}")
+
     # --- requests --------------------------------------------------------------------------------
 
     def _answer_with(self, client: str) -> Callable[[httpx.Request], httpx.Response]:
@@ -134,7 +141,7 @@ class Network:
         runner = self._callers.name_of(peer.runner) if peer is not None else None
         try:
             response = self.router.dispatch(request, "wire", runner)
-        except UnknownHostError:
+        except (UnknownHostError, ClientGoneError):
             raise
         except LetThrough:  # of Python's clients none that is let through comes here
             return reply(502, _not_from_here(request), content_type="text/plain; charset=utf-8")

@@ -73,11 +73,16 @@ def reply(
     if stream is not None:
         if length is not None:
             fields.append(("content-length", str(length)))
-        return httpx.Response(status, headers=fields, stream=Body(stream))
+        return httpx.Response(status, headers=_encoded(fields), stream=Body(stream))
     body = content.encode() if isinstance(content, str) else content
     if status not in (204, 304):
         fields.append(("content-length", str(len(body))))
-    return httpx.Response(status, headers=fields, stream=Body((body,) if body else ()))
+    return httpx.Response(status, headers=_encoded(fields), stream=Body((body,) if body else ()))
+
+
+def _encoded(fields: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """As they are sent; httpx encodes ASCII only, and who uploads a file may name any type."""
+    return [(name.encode(), value.encode("utf-8", "replace")) for name, value in fields]
 
 
 def ends_by_closing(response: httpx.Response) -> bool:

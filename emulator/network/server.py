@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import count
@@ -19,6 +20,7 @@ from typing import Any, cast
 import httpx
 
 from emulator.errors import EmulatorError
+from emulator.ledger import masked
 from emulator.network import http1
 from emulator.network.http1 import ClientGoneError
 from emulator.network.peer import Peer
@@ -32,6 +34,8 @@ WAITING_THREADS = 3
 STALL_SECONDS = 0.5
 #: How long a handler may go on after its connection was cut.
 JOIN_SECONDS = 5.0
+#: How long a client that was hung up on may take to come and read why.
+LINGER_SECONDS = 2.0
 
 _JOINED_SEND = 65_536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -72,6 +76,8 @@ class Server:
     def __init__(self, handler: Callable[[httpx.Request], httpx.Response]) -> None:
         """Set up the server; ``start`` opens it."""
         self.errors: list[BaseException] = []
+        #: Told each time that HTTP rules out what a client sent: who it is, if known, and why.
+        self.on_refusal: Callable[[Peer | None, str], None] = lambda _peer, _why: None
         self.handler = handler
         self._crew: _Crew | None = None
 
@@ -250,7 +256,7 @@ class Connection:
     def still_busy(self) -> EmulatorError:
         """What to say when its handler does not end."""
         request = self._request
-        what = f"{request.method} {request.url}" if request else "a request"
+        what = f"{request.method} {masked(str(request.url))}" if request else "a request"
         return EmulatorError(
             f"The handler of {what} still ran {JOIN_SECONDS} s after its connection was cut. Let "
             'it wait with request.extensions["fal_wait"](seconds), which ends with the connection.'
@@ -300,6 +306,10 @@ class Connection:
         """What a request asks for; `RefusedError` when that cannot be told."""
         raise NotImplementedError
 
+    def known_peer(self) -> Peer | None:
+        """Who the client is, as far as that is known before a request of its is."""
+        return self.peer
+
     def _exchange(self) -> bool:
         """Answer one request; whether another may follow."""
         try:
@@ -308,6 +318,7 @@ class Connection:
             self._request = request = self._new_request(head, body)
         except http1.RefusedError as refused:
             self._unread = True
+            self._server.on_refusal(self.known_peer(), str(refused.response.text).strip())
             return self._respond(http1.NO_HEAD, refused.response)
         response = self._answer(request)
         try:
@@ -325,7 +336,7 @@ class Connection:
         length = http1.body_length(head)
         expectation = head.fields.get(b"expect")
         if expectation is not None and expectation.lower() != b"100-continue":
-            raise http1.RefusedError(417, f"only 100-continue can be expected, not {expectation!r}")
+            raise http1.RefusedError(417, "nothing but 100-continue can be expected")
         waits = expectation is not None and head.version == b"1.1" and not self._inbound.buffered
         return http1.RequestBody(self._inbound, length, self._go_ahead if waits else None)
 
@@ -354,6 +365,7 @@ class Connection:
         except (Abort, ClientGoneError, Stall):
             raise
         except http1.RefusedError as refused:  # by the body, which the handler was reading
+            self._server.on_refusal(self.peer, str(refused.response.text).strip())
             return refused.response
         except BaseException as error:  # pytest's own failures are no Exceptions
             response = getattr(error, "fal_response", None)
@@ -428,11 +440,19 @@ class Connection:
         self.end_stream()
         if self._unread:
             shut_down(self._socket, socket.SHUT_WR)
-            spared = 0
+            spared, end = 0, time.monotonic() + LINGER_SECONDS
             # Past any TLS layer: nobody wants to know what it says.
             size = http1.RECEIVE_SIZE
-            while spared <= http1.DRAIN_LIMIT and (data := receive_raw(self._socket, size)):
+            while spared <= http1.DRAIN_LIMIT and self._may_be_read(end - time.monotonic()):
+                data = receive_raw(self._socket, size)
+                if not data:
+                    break
                 spared += len(data)
+
+    def _may_be_read(self, seconds: float) -> bool:
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return bool(poller.poll(max(seconds, 0) * 1000))
 
     def end_stream(self) -> None:
         """Say in the protocol's own way that nothing follows."""

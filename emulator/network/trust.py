@@ -27,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from emulator.errors import EmulatorError
 
-__all__ = ["Authority", "FlawedHandshake", "ServerSide"]
+__all__ = ["Authority", "FlawedHandshake", "ServerSide", "name_asked_for"]
 
 ServerSide = ssl.SSLSocket | ssl.SSLObject
 
@@ -198,6 +198,26 @@ class Authority:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
+
+
+def name_asked_for(hello: bytes) -> bytes | None:
+    """The server's name in a client's first message, as far as that has come; None: there is none.
+
+    RFC 8446, 4.1.2 has the message, RFC 6066, 3 the name.
+    """
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(hello[at : at + size], "big")
+
+    at = 43  # behind the heads of record and message, the version and the random bytes
+    at += 1 + number(at, 1)  # session
+    at += 2 + number(at, 2)  # ciphers
+    at += 1 + number(at, 1) + 2  # compression, and the length of what follows
+    while at + 9 <= len(hello):
+        if number(at, 2) == 0:
+            return hello[at + 9 : at + 9 + number(at + 7, 2)]
+        at += 4 + number(at + 2, 2)
+    return None
 
 
 def _elliptic_key(pem: bytes) -> ec.EllipticCurvePrivateKey:

@@ -31,6 +31,8 @@ ABNORMAL, NO_CODE = 1006, 1005
 
 #: How long the other side may take to answer that it closes, too; as long as uvicorn waits.
 CLOSE_SECONDS = 10.0
+#: What comes is never longer; apps have a limit of their own, below this.
+MESSAGE_LIMIT = 64 * 1024 * 1024
 
 _RECEIVE_SIZE = 65_536
 #: So much waits to be sent, or so many messages to be taken, before no more is read.
@@ -222,13 +224,17 @@ class SocketEnd(End):
 
     def events(self) -> int:
         """What to poll for."""
-        reads = self.code is None and len(self._messages) < _MESSAGES
-        return (select.POLLIN if reads else 0) | (select.POLLOUT if self._outgoing else 0)
+        return (select.POLLIN if self._reads else 0) | (select.POLLOUT if self._outgoing else 0)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether it takes more; not of one that asks (pings) and does not read the answers."""
+        return self.code is None and len(self._messages) < _MESSAGES and self.has_room
 
     def step(self) -> None:
         """Send and receive what can be without waiting."""
         self._flush()
-        while self.code is None and len(self._messages) < _MESSAGES:
+        while self._reads:
             try:
                 data = self._socket.recv(_RECEIVE_SIZE)
             except _WOULD_BLOCK:
@@ -376,10 +382,14 @@ class Handshake:
         compression = ServerPerMessageDeflateFactory(
             server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}
         )
-        self._protocol = ServerProtocol(extensions=[compression], max_size=None)
+        self._protocol = ServerProtocol(extensions=[compression], max_size=MESSAGE_LIMIT)
         self._protocol.receive_data(_head(request))
-        (self._request,) = self._protocol.events_received()
-        self._response: Any = self._protocol.accept(self._request)  # type: ignore[arg-type]
+        understood = self._protocol.events_received()
+        self._response: Any = (
+            self._protocol.accept(understood[0])  # type: ignore[arg-type]
+            if understood
+            else self._protocol.reject(400, f"{self._protocol.handshake_exc}\n")
+        )
 
     @property
     def refusal(self) -> httpx.Response | None:

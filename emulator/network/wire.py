@@ -23,7 +23,7 @@ from emulator.network.nodejs_entrance import namespace_of
 from emulator.network.peer import Peer
 from emulator.network.server import Abort, Connection, Server, Stall
 from emulator.network.sockets import hasten_socket
-from emulator.network.trust import Authority, FlawedHandshake, ServerSide
+from emulator.network.trust import Authority, FlawedHandshake, ServerSide, name_asked_for
 
 __all__ = ["Abort", "ClientGoneError", "Peer", "Stall", "Wire"]
 
@@ -31,6 +31,11 @@ __all__ = ["Abort", "ClientGoneError", "Peer", "Stall", "Wire"]
 PEER_SECONDS = 0.25
 
 _TLS_HANDSHAKE = b"\x16"
+_HELLO_SIZE = 16_384
+#: TLS's fatal alert of that name.
+_UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
+#: Where a server speaks only the one, and only the other.
+_PLAIN_PORT, _TLS_PORT = 80, 443
 
 
 class Wire(Server):
@@ -129,10 +134,24 @@ class _WireConnection(Connection):
         """Shake hands, if it is TLS; whether the client has anything to say."""
         self._socket.settimeout(None)  # whatever socket.setdefaulttimeout() says
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        first = self._socket.recv(1, socket.MSG_PEEK)
-        if first == _TLS_HANDSHAKE:
+        first = self._socket.recv(_HELLO_SIZE, socket.MSG_PEEK)
+        if first.startswith(_TLS_HANDSHAKE) and not self._is_meant_for(_PLAIN_PORT):
+            name = name_asked_for(first)
+            if name is not None and not name.isascii():
+                # The ssl module would print a traceback and go on.
+                self._socket.sendall(_UNRECOGNIZED_NAME)
+                return False
             self._shake_hands()
         return super().open() and bool(first)
+
+    def _is_meant_for(self, port: int) -> bool:
+        """Whether it is known that the client believes to be connected to this port."""
+        peer = self.known_peer()
+        return peer is not None and peer.port == port
+
+    def known_peer(self) -> Peer | None:
+        """Who the client is, as far as that is known before a request of its is."""
+        return self.peer or self._wire._peers.get(self.port, self.unannounced)
 
     def _shake_hands(self) -> None:
         with self._lock:
@@ -157,9 +176,10 @@ class _WireConnection(Connection):
         if self.peer is None:
             seconds = 0 if authority else PEER_SECONDS
             self.peer = self._wire._claim_peer(self.port, seconds) or self.unannounced
-        return http1.request_url(
-            head.target, authority or self._authority(), isinstance(self._socket, ssl.SSLSocket)
-        )
+        secure = isinstance(self._socket, ssl.SSLSocket)
+        if not secure and self._is_meant_for(_TLS_PORT):
+            raise http1.RefusedError(400, "port 443 speaks TLS, and this is plain HTTP")
+        return http1.request_url(head.target, authority or self._authority(), secure)
 
     def _authority(self) -> bytes:
         """Host and port of a request that names none."""

@@ -74,8 +74,10 @@ class Doorkeeper:
             credentials = connection.getsockopt(
                 socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
             )
+            if _CREDENTIALS.unpack(credentials)[1] != os.geteuid():
+                return  # before it is listened to: it may never say anything
             number = connection.recv(_NUMBER.size)
-            if _CREDENTIALS.unpack(credentials)[1] != os.geteuid() or len(number) < _NUMBER.size:
+            if len(number) < _NUMBER.size:
                 return
             handlers = self._handlers(_NUMBER.unpack(number)[0])
             if handlers is None:

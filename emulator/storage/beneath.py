@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-__all__ = ["PATH_ONLY", "OutsideError", "Spot", "find", "open_folder"]
+__all__ = ["DEEPEST", "PATH_ONLY", "OutsideError", "Spot", "find", "open_folder"]
 
 #: As the kernel: a chain of more links is a circle.
 _MOST_LINKS = 40
+#: So many folders on the way, each of which takes a descriptor.
+DEEPEST = 128
 #: Linux's descriptors of anything, which needs no right to read it; 0: there are none.
 PATH_ONLY: int = getattr(os, "O_PATH", 0)
 _STEP = PATH_ONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -100,6 +102,8 @@ class _Walk:
             os.close(self._folders.pop())
 
     def go(self, names: Sequence[str], follow: bool) -> Spot:
+        if len(names) > DEEPEST:  # before a part of it is made
+            raise _too_deep(names[-1])
         ahead = list(reversed(names))
         while ahead:
             name = ahead.pop()
@@ -113,6 +117,9 @@ class _Walk:
             if stat.S_ISLNK(status.st_mode) and (ahead or follow):
                 ahead += reversed(self._target(step, name))
             elif ahead:
+                if len(self._folders) > DEEPEST:
+                    os.close(step)
+                    raise _too_deep(name)
                 # What is no folder fails at the next step, as the kernel would.
                 self._folders.append(step)
                 self._path.append(name)
@@ -165,3 +172,7 @@ class _Walk:
 
     def _outside(self) -> OutsideError:
         return OutsideError(f"a link in {'/'.join((self._mount, *self._path))} leads out of it")
+
+
+def _too_deep(name: str) -> OSError:
+    return OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)

@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+import struct
 import threading
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from emulator.storage.beneath import PATH_ONLY, OutsideError, Spot, find, open_folder
+from emulator.storage.emptying import empty
 from emulator.storage.spool import (
     FilesError,
     Names,
@@ -31,6 +33,11 @@ from emulator.storage.spool import (
     write,
 )
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python without it says NotImplementedError
+    LZMAError = zlib.error  # type: ignore[assignment,misc]
+
 if TYPE_CHECKING:
     from emulator.settings import Settings
     from emulator.storage.volume import Volume
@@ -40,7 +47,10 @@ __all__ = ["FileService", "StoredFile", "split_path"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CHUNK = 1 << 20
 #: What a ZIP file raises that is damaged, encrypted or packed in a way that Python does not know.
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
+_BROKEN_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, LZMAError, struct.error),
+    *(NotImplementedError, RuntimeError, EOFError, ValueError),
+)
 #: What of a volume's state is no fault of the request's.
 _STATUS = {
     errno.EACCES: 403,
@@ -214,6 +224,11 @@ class FileService:
             while unpacked:  # only now: a broken archive leaves nothing
                 self.store(unpacked.pop(), places[len(unpacked)])
         except _BROKEN_ZIP as error:
+            raise FilesError(400, f"the ZIP file cannot be unpacked: {error}") from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # As the decompressor of bzip2 says it.
             raise FilesError(400, f"the ZIP file cannot be unpacked: {error}") from error
         finally:
             for one in (received, *unpacked):
@@ -405,9 +420,7 @@ def _remove(folder: int, name: str, is_folder: bool) -> None:
         return
     inner = open_folder(folder, name)
     try:
-        for entry in os.listdir(inner):
-            status = os.stat(entry, dir_fd=inner, follow_symlinks=False)
-            _remove(inner, entry, stat.S_ISDIR(status.st_mode))
+        empty(inner)
     finally:
         os.close(inner)
     os.rmdir(name, dir_fd=folder)

@@ -122,6 +122,9 @@ class MotoS3:
             status, answered, content = _dispatch(method, place, url, sent, body)
         except NotImplementedError as error:
             return Answer(501, [], str(error).encode())
+        except Exception as error:  # at what S3 would refuse, moto may stumble
+            said = f"moto failed at this request ({error!r}), so it may be malformed"
+            return Answer(501, [], said.encode())
         data = content.encode() if isinstance(content, str) else bytes(content or b"")
         fields = [(str(name), str(value)) for name, value in answered.items()]
         return Answer(int(status), fields, data)

@@ -103,7 +103,10 @@ def check_policy(policy: str, form: UploadForm, bucket: str, now: datetime) -> N
         raise _denied("Policy expired.")
     values = {**form.fields, "bucket": bucket}
     covered: set[str] = set()
-    for condition in document.get("conditions") or ():
+    conditions = document.get("conditions") or []
+    if not isinstance(conditions, list):
+        raise _invalid("Invalid 'conditions' value: must be a List.")
+    for condition in conditions:
         covered |= _check(condition, values, len(form.data))
     extra = sorted(
         name
@@ -133,7 +136,7 @@ def expiration_of(document: dict[str, Any]) -> datetime:
 def _read_policy(policy: str) -> dict[str, Any]:
     try:
         document = json.loads(base64.b64decode(policy, validate=True))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _invalid("Invalid JSON.") from None
     if not isinstance(document, dict):
         raise _invalid("Invalid JSON.")

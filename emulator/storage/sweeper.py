@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
+
+from emulator.storage.emptying import empty
 
 __all__ = ["Sweeper", "remove_tree"]
 
@@ -60,23 +63,37 @@ def remove_tree(path: str) -> None:
     except FileNotFoundError:
         if os.path.lexists(path):  # somebody else removed a part of it meanwhile
             _remove(path)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _remove_deep(path)
+            return
         _allow(path)
         _remove(path)
 
 
 def _remove(path: str) -> None:
     """As ``shutil.rmtree``, which breaks where another thread's clock replaces ``os.lstat``."""
+    ahead, folders = [path], []
+    while ahead:
+        folders.append(ahead.pop())
+        with os.scandir(folders[-1]) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                ahead.append(entry.path)
+            else:
+                os.unlink(entry.path)
+    for folder in reversed(folders):
+        os.rmdir(folder)
 
-    def give_up(error: OSError) -> None:
-        raise error
 
-    for folder, names, files in os.walk(path, topdown=False, onerror=give_up):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        for name in names:
-            place = os.path.join(folder, name)
-            os.unlink(place) if os.path.islink(place) else os.rmdir(place)
+def _remove_deep(path: str) -> None:
+    """Where folders are nested deeper than paths go."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        empty(folder)
+    finally:
+        os.close(folder)
     os.rmdir(path)
 
 

@@ -66,7 +66,7 @@ def parse_policy(text: str) -> UploadPolicy:
         url, fields = policy["url"], policy["fields"]
         parts = urllib.parse.urlsplit(url)
         key = fields["key"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UploadError(422, f"{POLICY_HEADER} has to be JSON with a url and fields") from None
     if parts.scheme != "https" or not _HOST.fullmatch(parts.hostname or ""):
         raise UploadError(422, f"{POLICY_HEADER}: its url is no bucket of S3's")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -25,6 +26,9 @@ __all__ = ["Volume"]
 #: and ..fal_download.tmp.*.tmp.*; before 1.75.5 <name>.tmp*) and clones (*<repository>.tmp) all
 #: have .tmp in it; a .tmpl is a template.
 _PARTIAL = re.compile(r".*(\.tmp(?!l$).*|\.incomplete|\.part)")
+
+#: Why a folder cannot be listed: who may not, and whose path is longer than paths can be.
+_UNLISTED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 class Volume:
@@ -329,7 +333,9 @@ class Volume:
                 entries = list(os.scandir(os.path.join(self.backing, folder)))
             except FileNotFoundError:
                 continue  # removed by a running app meanwhile
-            except PermissionError:
+            except OSError as error:
+                if error.errno not in _UNLISTED:
+                    raise
                 yield f"{folder}/"
                 continue
             for entry in entries:

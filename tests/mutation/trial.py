@@ -43,7 +43,8 @@ _REAL_SECONDS = 300.0
 _MEMORY = 4 << 30
 _OWN = ("emulator", "pytest_fal")
 #: Nobody reads why a test fails, and what it leaves to the garbage collector is gone anyway.
-_OPTIONS = ("-q", "-x", "--noconftest", "--tb=no", "--no-summary", "--assert=plain")
+_INI = str(Path(__file__).parent / "pytest.ini")
+_OPTIONS = ("-q", "-x", "-c", _INI, "--noconftest", "--tb=no", "--no-summary", "--assert=plain")
 _LEFT_OUT = ("cacheprovider", "unraisableexception", "threadexception")
 
 
