@@ -25,6 +25,7 @@ TOPICS = {
     "startup": "startup",
     "storage": "storage",
     "growth": "growth",
+    "rungs": "rungs_cost",
 }
 
 LEGEND = """\

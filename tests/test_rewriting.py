@@ -390,6 +390,14 @@ def test_a_python_keeps_its_sitecustomize(rewritten, tmp_path):
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["None"]
 
 
+def test_a_script_for_python_is_led_as_python_is(rewritten, tmp_path):
+    script = tmp_path / "tool"
+    script.write_text(f"#!{sys.executable}\nprint(open('/data/file').read())\n")
+    script.chmod(0o755)
+    rewritten.data.write("file", b"x")
+    assert subprocess.check_output([script], text=True) == "x\n"
+
+
 def test_every_way_to_start_a_program(rewritten):
     rewritten.data.write("file", b"x")
     pid = os.posix_spawn("/bin/cp", ["cp", "/data/file", "/data/one"], os.environ)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -88,16 +89,32 @@ def working_directory(place: Place, given: Any) -> Any:
 
 
 def is_python(line: Sequence[Any], executable: Any = None) -> bool:
-    """Whether a program is a Python that loads the rewriting."""
+    """Whether a program is a Python that loads the rewriting, or a script for one."""
     program = os.fsdecode(executable if executable is not None else line[0])
     if not _PYTHON.fullmatch(os.path.basename(program)):
-        return False
+        return _is_script(program)
     for word in map(os.fsdecode, line[1:]):
         if not word.startswith("-") or word in ("-c", "-m", "-"):
             break
         if _CLOSED.fullmatch(word):
             return False
     return True
+
+
+def _is_script(program: str) -> bool:
+    """Whether a program is one of Python's console scripts, ``pytest`` or ``fal`` say."""
+    found = shutil.which(program)
+    if found is None:
+        return False
+    try:
+        with open(found, "rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return False
+    interpreter = first[2:].decode("utf-8", "replace").split()
+    return first.startswith(b"#!") and any(
+        _PYTHON.fullmatch(os.path.basename(word)) for word in interpreter[:2]
+    )
 
 
 def _argument(place: Place, word: Any, line: str) -> Any:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from emulator.storage import commands, places
@@ -105,31 +105,37 @@ class Natives:
                 self._replace(owner, name, _LEADING.get(module, _leading)(real))
 
 
+class _Looking(threading.local):
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+
 class _Finder:
     """Leads a known module as soon as it is imported; finds nothing itself."""
 
     def __init__(self, lead: Callable[[str], None]) -> None:
         self._lead = lead
-        self._looking = threading.local()
+        self._looking = _Looking()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """As import finders have it."""
-        if name not in KNOWN or getattr(self._looking, "name", None) == name:
+        if name not in KNOWN or name in self._looking.names:
             return None
-        self._looking.name = name
+        self._looking.names.add(name)
         try:
             spec = importlib.util.find_spec(name)
         finally:
-            self._looking.name = None
-        if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
+            self._looking.names.discard(name)
+        execute = None if spec is None else getattr(spec.loader, "exec_module", None)
+        if spec is None or execute is None:
             return spec
-        execute = spec.loader.exec_module
 
         def execute_and_lead(module: Any) -> None:
             execute(module)
             self._lead(name)
 
-        spec.loader.exec_module = execute_and_lead  # type: ignore[method-assign]
+        with suppress(AttributeError):  # a loader that cannot be changed: then it is not led
+            setattr(spec.loader, "exec_module", execute_and_lead)  # noqa: B010
         return spec
 
 
