@@ -21,7 +21,7 @@ def emulator_of(request: pytest.FixtureRequest) -> Emulator:
     """The session's emulator."""
     config = request.config
     if _emulator not in config.stash:
-        from emulator.account import Emulator
+        from emulator import Emulator  # says what a failing import of its own means
 
         # Before /tmp is mounted over for the first time: this may create the directory.
         factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
