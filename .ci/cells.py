@@ -42,10 +42,10 @@ ALL = tuple(Cell(python, fal) for python in PYTHONS for fal in reversed(FALS))
 _NARROW = """
     tests/conformance tests/test_private_names.py tests/test_runner.py tests/test_runners_alike.py
     tests/test_cdn_uploads.py tests/test_cdn_expiry.py tests/test_safety.py tests/test_faults.py
-    tests/test_kv.py tests/test_access_control.py tests/test_fal_files.py tests/test_upload_policy.py
-    tests/test_local_uploader.py tests/test_app_client.py tests/test_fal_apps.py
-    tests/test_fal_client.py tests/test_stand_ins.py tests/test_undeploy.py tests/test_grpc.py
-    tests/test_queue.py examples/bugs
+    tests/test_kv.py tests/test_access_control.py tests/test_fal_files.py
+    tests/test_upload_policy.py tests/test_local_uploader.py tests/test_app_client.py
+    tests/test_fal_apps.py tests/test_fal_client.py tests/test_stand_ins.py tests/test_undeploy.py
+    tests/test_grpc.py tests/test_queue.py examples/bugs
 """
 #: And what a version of Python can: threads, sockets, files, the clock, processes.
 _WIDE = """

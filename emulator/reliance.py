@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -220,10 +221,5 @@ def _installed(name: str) -> str | None:
 
 def _version(text: str) -> Version:
     """The numbers of a version, up to what marks a candidate or a local build."""
-    numbers = []
-    for part in text.split("."):
-        digits = "".join(c for c in part if c.isdigit())
-        if not part.isdigit():
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
+    numbers = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()

@@ -85,11 +85,12 @@ _FAL = (
         parameters=("_allow_init",),
     ),
     Name("fal.app:App._build_app", "runners/thread.py", "serves an app on a runner in a thread"),
-    *_each(
-        "fal.app:App host_kwargs app_auth",
-        "fleets/options.py, hosts/gateway.py",
-        "reads what an app says of its scaling and who may call it",
+    Name(
+        "fal.app:App.host_kwargs",
+        "fleets/options.py, sdk_apps.py",
+        "reads what an app says of its scaling",
     ),
+    Name("fal.app:App.app_auth", "hosts/gateway.py", "knows who may call an app"),
     Name("fal.app:App.app_name", "fleets/spawning.py", "names a spawned app"),
     Name("fal.app:App.get_health_check_config", "runners/health.py", "checks a runner's health"),
     Name("fal.app:App.current_request", "runners/thread.py", "knows whose request a line is of"),

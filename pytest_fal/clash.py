@@ -60,8 +60,8 @@ def _theirs_is_there(place: str | None) -> str:
     else:
         whose = "which stands before it on sys.path"
         how = (
-            "Rename it; or keep its folder off sys.path: write `pytest` for `python -m pytest`, and "
-            "--import-mode=importlib."
+            "Rename it; or keep its folder off sys.path: write `pytest` for `python -m pytest`, "
+            "and --import-mode=importlib."
         )
     return (
         f"pytest-fal's package {_NAME!r}, in {_OURS}, is hidden by another of that name: {place}, "
@@ -74,8 +74,9 @@ def _ours_is_there(error: ImportError) -> str:
     owner = _distribution_of(_OURS)
     if owner:
         return (
-            f"{error}: the distribution {owner} has installed a package {_NAME!r} over pytest-fal's, "
-            f"in {_OURS}. Uninstall {owner}, then: pip install --force-reinstall pytest-fal"
+            f"{error}: the distribution {owner} has installed a package {_NAME!r} over "
+            f"pytest-fal's, in {_OURS}. Uninstall {owner}, then: "
+            "pip install --force-reinstall pytest-fal"
         )
     return (
         f"{error}: {_NAME!r} is pytest-fal's package here, in {_OURS}. If you meant another, of "

@@ -135,7 +135,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     if report.failed and "emulator" in str(report.longrepr):
         from pytest_fal import versions
 
-        versions.tell(report, report.call.excinfo.value)  # type: ignore[attr-defined]
+        versions.tell(report, report.call.excinfo.value)
     return report
 
 

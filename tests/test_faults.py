@@ -204,7 +204,8 @@ def test_the_toolkit_tries_again(
 def test_the_toolkit_gives_up_after_five_attempts(fal_faults: Faults, fal_clock: Clock) -> None:
     fal_clock.freeze()
     fault = fal_faults.status(503, path=INITIATE)
-    with pytest.raises(exceptions.FileUploadFallbackException, match=r"fal_v3: .*503.*; fal: .*503"):
+    both = r"fal_v3: .*503.*; fal: .*503"
+    with pytest.raises(exceptions.FileUploadFallbackException, match=both):
         File.from_bytes(b"x", file_name="a")
     assert len(fault.struck) == 10, "five of each repository"
 

@@ -45,6 +45,7 @@ NO_NAMES = {
 # --- each is there -------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore")  # of packages that are imported here for the first time
 @pytest.mark.parametrize(("package", "name"), NAMES)
 def test_it_is_there(package: Package, name: Name) -> None:
     if not reliance.is_expected(package, name):
@@ -116,8 +117,9 @@ def test_each_module_that_is_named_uses_what_it_is_said_to_use() -> None:
         for name in package.names:
             for file in name.used_in.split(", "):
                 text = (ROOT / "emulator" / file).read_text()
-                last = (name.attributes or name.module.split("."))[-1]
-                assert re.search(rf"\b{last}\b", text), f"{file} does not use {name.dotted}"
+                ends = name.parameters or (name.dotted.split(".")[-1],)
+                for end in ends:
+                    assert re.search(rf"\b{end}\b", text), f"{file} does not use {name.dotted}"
 
 
 @pytest.mark.parametrize(
@@ -335,8 +337,10 @@ def test_a_newer_version_than_was_tested_is_told(
     ]
 
 
-def test_a_failing_test_tells_that_fal_is_newer(pytester: Any, tmp_path: Path) -> None:
-    pytester.syspathinsert(a_newer_fal(tmp_path))
+def test_a_failing_test_tells_that_fal_is_newer(
+    pytester: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(a_newer_fal(tmp_path / "newer")))
     pytester.makepyfile("def test_it(fal_data):\n    assert not 'this'")
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.stdout.fnmatch_lines(
