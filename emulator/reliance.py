@@ -32,13 +32,18 @@ __all__ = [
 Version = tuple[int, ...]
 
 
-def check_loaded() -> None:
+def check_loaded(*modules: str) -> None:
     """Look at what has been loaded since the last time.
+
+    Args:
+        modules: only at these; default: at all. Where something of ours stands in for something
+            of theirs, that is not to be looked at.
 
     Raises:
         UnsupportedVersionError: something is no longer there.
     """
-    new = [module for module in _by_module() if module not in _seen and module in sys.modules]
+    asked = modules or _by_module()
+    new = [module for module in asked if module not in _seen and module in sys.modules]
     if new:
         require(*new)
         _seen.update(new)

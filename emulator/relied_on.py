@@ -231,7 +231,8 @@ _MOTO = (
         _S3,
         on_instances=True,
     ),
-    *_each("moto.s3.utils:_VersionedKeyStore setlist getlist pop clear", _IN_BOTH, _CDN),
+    *_each("moto.s3.utils:_VersionedKeyStore setlist pop clear", "storage/objects.py", _CDN),
+    *_each("moto.s3.utils:_VersionedKeyStore getlist", "storage/moto_s3.py", _S3),
     *_each(
         "moto.s3.models:FakeKey name last_modified contentsize size lock metadata set_metadata "
         "etag dispose disposed _etag _value_buffer",
@@ -281,13 +282,20 @@ _GOOGLE = (
     ),
 )
 
-_FREEZEGUN = tuple(
-    _each(
-        "freezegun.api _freeze_time _real_time_object_ids call_stack_inspection_limit "
-        "freeze_factories freeze_time ignore_lists tick_flags tz_offsets",
+_CLOCK = "shows the emulated clock to the app"
+_FREEZEGUN = (
+    *_each(
+        "freezegun.api call_stack_inspection_limit freeze_factories freeze_time ignore_lists "
+        "tick_flags tz_offsets",
         "timepatch.py",
-        "shows the emulated clock to the app",
-    )
+        _CLOCK,
+    ),
+    *_each(
+        "freezegun.api:_freeze_time ignore modules_at_start",
+        "timepatch.py",
+        _CLOCK,
+        on_instances=True,
+    ),
 )
 
 _CLOUDPICKLE = tuple(

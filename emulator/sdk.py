@@ -120,7 +120,7 @@ class SDKState:
         """Modules first imported inside a test took our environment for the user's."""
         new = [name for name in _WATCHED if name in sys.modules and name not in self._loaded_before]
         if new:
-            check_loaded()
+            check_loaded(*new)
         if "fal.auth.local" in new:
             local = sys.modules["fal.auth.local"]
             local._FAL_HOME_DIR = os.getenv("FAL_HOME_DIR", str(Path.home() / ".fal"))  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ def load_app_module() -> Any:
         raise EmulatorError(
             "a runner needs the fal SDK, which cannot be imported here. Run: pip install fal"
         ) from error
-    check_loaded()
+    check_loaded("fal.app")
     return fal.app
 
 

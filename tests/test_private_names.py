@@ -219,15 +219,15 @@ PYTEST_FAL = (
 )
 
 
-def test_an_emulator_says_which_name_is_gone_and_what_to_install() -> None:
+def test_the_beginning_of_a_test_says_which_name_is_gone_and_what_to_install() -> None:
     said = run(
         """
         import fal.ref
-        from emulator import Emulator
         from emulator.errors import UnsupportedVersionError
+        from emulator.sdk import SDKState
         del fal.ref.current_app
         try:
-            Emulator().start()
+            SDKState().save("/nowhere")
         except UnsupportedVersionError as error:
             print(error)
         """
@@ -243,11 +243,11 @@ def test_a_parameter_that_is_gone_is_named() -> None:
     said = run(
         """
         import fal.app
-        from emulator import Emulator
         from emulator.errors import UnsupportedVersionError
+        from emulator.sdk import SDKState
         fal.app.App.__init__ = lambda self: None
         try:
-            Emulator().start()
+            SDKState().save("/nowhere")
         except UnsupportedVersionError as error:
             print(error)
         """
@@ -278,13 +278,13 @@ def test_what_only_leaves_something_behind_stops_nobody() -> None:
     said = run(
         """
         import fal.toolkit.file.file
-        from emulator import Emulator
+        from emulator.sdk import SDKState
         del fal.toolkit.file.file.FALLBACK_REPOSITORY
-        with Emulator():
-            print("started")
+        SDKState().save("/nowhere")
+        print("saved")
         """
     )
-    assert said == "started"
+    assert said == "saved"
 
 
 def test_a_name_that_an_older_version_never_had_is_not_missed(
