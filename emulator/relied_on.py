@@ -138,10 +138,11 @@ _FAL = (
         "fal.toolkit.image:read_image_from_url.cache_clear",
         "sdk.py",
         "forgets the images that the SDK remembers",
+        needed=False,
     ),
-    Name("fal.files:FalFileSystem._cache", "sdk.py", _LEFT),
-    Name("fal.apps:_get_http_client.cache_clear", "sdk.py", _LEFT),
-    Name("fal.apps:_get_http_client.cache_info", "sdk.py", _LEFT),
+    Name("fal.files:FalFileSystem._cache", "sdk.py", _LEFT, needed=False),
+    Name("fal.apps:_get_http_client.cache_clear", "sdk.py", _LEFT, needed=False),
+    Name("fal.apps:_get_http_client.cache_info", "sdk.py", _LEFT, needed=False),
 )
 
 _FAL_CLIENT = (
