@@ -361,7 +361,7 @@ PACKAGES = (
     Package("moto", "5.0.20", "5.2.5", _MOTO),
     Package("botocore", "1.35.0", "1.44.8", _BOTOCORE),
     Package("boto3", "1.35.0", "1.44.8", _BOTO3),
-    Package("google-cloud-storage", "2.14.0", "3.17.1", _GOOGLE),
+    Package("google-cloud-storage", "2.16.0", "3.17.1", _GOOGLE),
     Package("freezegun", "1.5.0", "1.5.5", _FREEZEGUN),
     Package("cloudpickle", "3.0.0", "3.1.3", _CLOUDPICKLE),
     Package("uvicorn", "0.29.0", "0.54.0", _UVICORN),
