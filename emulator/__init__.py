@@ -17,11 +17,19 @@ __all__ = ["Emulator", "Settings"]
 
 def __getattr__(name: str) -> object:
     if name == "Emulator":
-        from emulator.account import Emulator
+        try:
+            from emulator.account import Emulator
+        except (ImportError, AttributeError) as error:
+            from emulator.reliance import explain
 
+            if (explained := explain(error)) is None:
+                raise
+            raise explained from None
         return Emulator
     if name == "Settings":
         from emulator.settings import Settings
 
         return Settings
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(
+        f"module {__name__!r} (of pytest-fal, {__file__}) has no attribute {name!r}"
+    )

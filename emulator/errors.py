@@ -10,11 +10,16 @@ __all__ = [
     "RefusedRequest",
     "ThreadsRunningError",
     "UnknownHostError",
+    "UnsupportedVersionError",
 ]
 
 
 class EmulatorError(Exception):
     """Base of every error that the emulator itself raises."""
+
+
+class UnsupportedVersionError(EmulatorError):
+    """Another package is not as we know it; the message says which, and what to install."""
 
 
 class RefusedRequest(Exception):  # noqa: N818 - an answer, no error of the test's

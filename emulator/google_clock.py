@@ -2,7 +2,7 @@
 
 The clock is a function that it has from its import on. freezegun does not find it there, so a URL
 signed on a moved clock would carry the real time. The only module that looks into Google's
-libraries (seen: google-cloud-storage 2.14 to 3.17); it imports none of them.
+libraries (seen: google-cloud-storage 2.16 to 3.17); it imports none of them.
 """
 
 from __future__ import annotations

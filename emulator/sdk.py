@@ -14,10 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from emulator.reliance import check_loaded
 
 __all__ = [
     "SDKState",
@@ -57,9 +56,13 @@ class SDKState:
         Args:
             home: a directory that stands in for ``~/.fal``; the SDK deletes the login token in it
                 when an upload has no key and no network [study §5, U1].
+
+        Raises:
+            UnsupportedVersionError: a package is not as we know it; nothing was changed.
         """
         self._undo = []
         self._loaded_before = frozenset(name for name in _WATCHED if name in sys.modules)
+        check_loaded()
         for module_name, attribute in _ATTRIBUTES:
             self._save_attribute(sys.modules.get(module_name), attribute)
         self._set("fal.ref", "current_app", None)
@@ -117,6 +120,8 @@ class SDKState:
     def _settle_what_was_loaded(self) -> None:
         """Modules first imported inside a test took our environment for the user's."""
         new = [name for name in _WATCHED if name in sys.modules and name not in self._loaded_before]
+        if new:
+            check_loaded(*new)
         if "fal.auth.local" in new:
             local = sys.modules["fal.auth.local"]
             local._FAL_HOME_DIR = os.getenv("FAL_HOME_DIR", str(Path.home() / ".fal"))  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from emulator.errors import EmulatorError
+from emulator.reliance import check_loaded
 
 if TYPE_CHECKING:
     from emulator.runners.pickling import Sender
@@ -32,7 +33,7 @@ def load_app_module() -> Any:
     """``fal.app``, imported now if it was not.
 
     Raises:
-        EmulatorError: fal is not installed.
+        EmulatorError: fal is not installed, or not as we know it.
     """
     try:
         import fal.app
@@ -40,6 +41,7 @@ def load_app_module() -> Any:
         raise EmulatorError(
             "a runner needs the fal SDK, which cannot be imported here. Run: pip install fal"
         ) from error
+    check_loaded("fal.app")
     return fal.app
 
 

@@ -20,8 +20,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from emulator import google_clock
-from emulator.errors import EmulatorError
 from emulator.file_times import FileTimes, real_now
+from emulator.reliance import require
 
 __all__ = [
     "INFRASTRUCTURE",
@@ -51,16 +51,6 @@ INFRASTRUCTURE = (
 """Modules that wait for something real, so that for them time is real."""
 
 _OURS = ("emulator", "pytest_fal")
-_NEEDED = (
-    "_freeze_time",
-    "_real_time_object_ids",
-    "call_stack_inspection_limit",
-    "freeze_factories",
-    "freeze_time",
-    "ignore_lists",
-    "tick_flags",
-    "tz_offsets",
-)
 _STANDS_FOR = "_emulator_stands_for"
 _FILE_FUNCTIONS = ("stat", "lstat", "fstat", "scandir", "utime")
 _CAPABILITIES = ("supports_dir_fd", "supports_fd", "supports_follow_symlinks")
@@ -402,14 +392,7 @@ def _modules(names: Iterable[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
 def _freezegun() -> Any:
     """Return ``freezegun.api`` after a look at the parts that are used of it."""
     api = importlib.import_module("freezegun.api")
-    missing = [name for name in _NEEDED if not hasattr(api, name)]
-    if missing:
-        version = getattr(importlib.import_module("freezegun"), "__version__", "unknown")
-        raise EmulatorError(
-            f"freezegun {version} has no {', '.join(missing)} in freezegun.api, by which the "
-            "emulated clock is shown to the app. Install a version that is known to work: "
-            'pip install "freezegun==1.5.5".'
-        )
+    require("freezegun.api")
     return api
 
 

@@ -7,6 +7,7 @@ namespace, which is only possible now, before any thread starts. As root it does
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,7 +34,7 @@ from pytest_fal.fixtures import (  # noqa: F401 - pytest finds fixtures in the p
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 _MARKER = (
     "fal(**settings): settings of the emulated fal account for this test, any field of "
@@ -80,7 +81,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     if sys.platform == "linux":
         from pytest_fal import namespace
 
-        namespace.enter_early(early_config)
+        with _clashes_explained():
+            namespace.enter_early(early_config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -89,7 +91,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     config.addinivalue_line("markers", _MARKER)
     cuda.add_marker(config)
-    rungs.check(config)
+    with _clashes_explained():
+        rungs.check(config)
     if config.getoption("fal_strict_leaks") or config.getini("fal_strict_leaks") != "false":
         from pytest_fal import leaks
 
@@ -104,7 +107,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """How /data and /tmp are emulated, and why not better."""
     from pytest_fal import rungs
 
-    return rungs.describe(config)
+    with _clashes_explained():
+        return rungs.describe(config)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -132,15 +136,46 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show a failing test's exchanges and volumes."""
-    if call.excinfo is None or running not in item.stash:
+    if call.excinfo is None:
         return (yield)
-    from pytest_fal import report as report_module
+    if running not in item.stash:
+        report = yield
+    else:
+        from pytest_fal import report as report_module
 
-    report_module.hide_our_frames()
-    report = yield
+        report_module.hide_our_frames()
+        report = yield
+        if report.failed:
+            report_module.add_sections(item, report)
     if report.failed:
-        report_module.add_sections(item, report)
+        from pytest_fal import versions
+
+        versions.tell(report, call.excinfo.value)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Explain an ``import emulator`` in a test module that found ours, or kept ours from us."""
+    report = yield
+    if report.failed and "emulator" in str(report.longrepr):
+        from pytest_fal import versions
+
+        versions.tell(report, report.call.excinfo.value)
+    return report
+
+
+@contextmanager
+def _clashes_explained() -> Iterator[None]:
+    """Have pytest end with a sentence where another package of the name ``emulator`` hides ours."""
+    try:
+        yield
+    except ImportError as error:
+        from pytest_fal import clash
+
+        if (explained := clash.explain(error)) is None:
+            raise
+        raise pytest.UsageError(explained) from None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

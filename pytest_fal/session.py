@@ -21,7 +21,7 @@ def emulator_of(request: pytest.FixtureRequest) -> Emulator:
     """The session's emulator."""
     config = request.config
     if _emulator not in config.stash:
-        from emulator.account import Emulator
+        from emulator import Emulator  # says what a failing import of its own means
         from emulator.settings import Settings
         from pytest_fal import rungs
 

@@ -481,6 +481,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fal_client_module, "MULTIPART_CHUNK_SIZE", 3)
 
 
+@since("1.0.2", "the threads of SyncClient.upload send each its own part", "fal-client")
 @pytest.mark.usefixtures("small_parts")
 def test_fal_clients_multipart(fal_cdn: CDN) -> None:
     url = fal_client.SyncClient().upload(b"0123456789", "audio/wav", "a.wav")

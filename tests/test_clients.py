@@ -27,6 +27,9 @@ from memory import MEBIBYTE, memory_grows_by_less_than
 from emulator.errors import UnknownHostError
 from emulator.storage import mounts
 
+if sys.version_info < (3, 11):  # asyncio there forgets the transport of a connection that broke
+    pytestmark = pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
+
 URL = "https://api.example.com/v1/thing?q=1"
 
 

@@ -648,9 +648,10 @@ def test_a_freezegun_without_what_is_needed_is_named(
     with pytest.raises(EmulatorError) as caught:
         clock.freeze(NEW_YEAR)
     assert str(caught.value) == (
-        f"freezegun {freezegun.__version__} has no tz_offsets in freezegun.api, by which the "
-        "emulated clock is shown to the app. Install a version that is known to work: "
-        'pip install "freezegun==1.5.5".'
+        f"freezegun {freezegun.__version__} has no freezegun.api.tz_offsets, by which pytest-fal "
+        "shows the emulated clock to the app (emulator/timepatch.py). This version of pytest-fal "
+        "was tested with 1.5.0 to 1.5.5. Install a newer pytest-fal (pip install --upgrade "
+        'pytest-fal), or what it knows: pip install "freezegun==1.5.5"'
     )
     assert not clock.engaged
 

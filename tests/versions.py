@@ -7,8 +7,8 @@ from importlib.metadata import version
 import pytest
 
 
-def since(first: str, what: str) -> pytest.MarkDecorator:
-    """Skip below this version of fal."""
-    installed, wanted = (tuple(map(int, v.split(".")[:3])) for v in (version("fal"), first))
-    reason = f"fal {version('fal')}: {what} only since {first}"
+def since(first: str, what: str, package: str = "fal") -> pytest.MarkDecorator:
+    """Skip below this version of fal, or of another package."""
+    installed, wanted = (tuple(map(int, v.split(".")[:3])) for v in (version(package), first))
+    reason = f"{package} {version(package)}: {what} only since {first}"
     return pytest.mark.skipif(installed < wanted, reason=reason)

@@ -309,7 +309,8 @@ class GoogleHost:
                 why = f'Provided {kind} "{told}" doesn\'t match calculated {kind} "{found}".'
                 raise Refusal(400, why, "invalid")
         made = self._store.store(bucket.name, str(resource.pop("name")), data, resource, public)
-        return json_reply(made.as_json)
+        crc32c = crc32c_of(data)  # Google always tells it, and older clients insist
+        return json_reply({**made.as_json, **({"crc32c": crc32c} if crc32c else {})})
 
     # --- plain URLs ------------------------------------------------------------------------------
 

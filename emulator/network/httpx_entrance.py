@@ -16,12 +16,13 @@ import anyio.to_thread
 import httpcore
 import httpx
 
-from emulator.errors import EmulatorError, UnknownHostError
+from emulator.errors import UnknownHostError
 from emulator.network.bodies import CutShortError
 from emulator.network.fault import NotConnected
 from emulator.network.http1 import ClientGoneError
 from emulator.network.reply import ends_by_closing
 from emulator.network.router import LetThrough, WouldBlock
+from emulator.reliance import gone
 
 __all__ = ["HttpxEntrance"]
 
@@ -136,10 +137,7 @@ def _method(pool: type, name: str) -> Any:
     try:
         return pool.__dict__[name]
     except KeyError:
-        raise EmulatorError(
-            f"httpcore {httpcore.__version__} has no {pool.__name__}.{name}, which pytest-fal "
-            f"takes over to answer httpx. Install httpcore 1.0, and tell us of the newer one."
-        ) from None
+        raise gone(f"httpcore:{pool.__name__}.{name}") from None
 
 
 def _to_httpx(pool: Any, request: Any) -> httpx.Request:

@@ -19,6 +19,7 @@ from typing import Any
 import cloudpickle
 
 from emulator.errors import EmulatorError
+from emulator.reliance import gone
 from emulator.timepatch import stands_for
 
 __all__ = ["Sender", "by_value", "dumps"]
@@ -162,9 +163,5 @@ def _is_installed(name: str) -> bool:
 def _private(name: str) -> Any:
     inside = cloudpickle.cloudpickle
     if not hasattr(inside, name):
-        raise EmulatorError(
-            f"cloudpickle {cloudpickle.__version__} has no {name}, by which classes are told apart "
-            'between processes. Install a version that is known to work: pip install "cloudpickle'
-            '==3.1.3".'
-        )
+        raise gone(f"cloudpickle.cloudpickle:{name}")
     return getattr(inside, name)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from emulator.errors import EmulatorError
+from emulator.reliance import changed
 
 __all__ = ["AUTHORISED", "Answer", "MotoS3"]
 
@@ -231,12 +231,7 @@ def _moto() -> tuple[Any, Any, Any, Any]:
         for name in ("bucket_response", "ambiguous_response", "key_response"):
             getattr(S3Response, name)
     except (ImportError, AttributeError) as error:
-        from importlib.metadata import version
-
-        raise EmulatorError(
-            f"The emulated S3 is moto's, and moto {version('moto')} is not as it was: {error}. "
-            "Install a version of moto that pytest-fal was tested with: 5.0.20 to 5.2.5."
-        ) from error
+        raise changed("moto", str(error)) from error
     try:
         from moto.core.request import normalize_request
     except ImportError:  # before 5.1 a handler took the client's own request

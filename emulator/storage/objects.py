@@ -24,6 +24,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from emulator.errors import EmulatorError
+from emulator.reliance import changed, require
 from emulator.storage.contents import MEBIBYTE, Content, InMemory, SpillDirectory, slices
 
 __all__ = ["ObjectStore", "StoredObject"]
@@ -261,15 +262,6 @@ def _attributes(content_type: str, metadata: Mapping[str, str] | None) -> dict[s
 
 # -- moto -------------------------------------------------------------------------------------
 
-#: What is used of moto, by the class that has it; instances are looked at, when a store is made.
-_USED_OF_MOTO = {
-    "S3Backend": "buckets get_object",
-    "FakeBucket": "keys",
-    "_VersionedKeyStore": "setlist pop clear",
-    "FakeKey": "name last_modified contentsize size lock metadata set_metadata etag dispose "
-    "disposed _etag _value_buffer",
-}
-
 
 class _PrivateBucket:
     """A bucket of an ``S3Backend`` that is registered nowhere. Its user holds the lock."""
@@ -283,8 +275,7 @@ class _PrivateBucket:
             self._template = key_class("", b"", account_id=_ACCOUNT, region_name=_REGION)
             self.keys = bucket.keys
         except (ImportError, AttributeError, TypeError) as error:
-            raise _moto_changed(str(error)) from error
-        _check_moto(self._backend, bucket, self.keys, self._template)
+            raise changed("moto", str(error)) from error
         self._backend.buckets[_BUCKET] = bucket
         # To others the name would promise a bucket that they cannot find.
         names_in_use.pop(_BUCKET, None)
@@ -337,6 +328,8 @@ def _moto_classes() -> tuple[Any, Any, Any, dict[str, Any]]:
     from moto.core.model_instances import model_data
     from moto.s3.models import FakeBucket, FakeKey, S3Backend, s3_backends
 
+    require("moto.s3.models", "moto.s3.utils")
+
     class CdnBucket(FakeBucket):  # type: ignore[misc]
         def __new__(cls, *_: Any, **__: Any) -> CdnBucket:
             return object.__new__(cls)  # moto's own keeps every instance in a list
@@ -388,24 +381,3 @@ def _moto_classes() -> tuple[Any, Any, Any, dict[str, Any]]:
         if not model_data[service]:
             del model_data[service]
     return S3Backend, CdnBucket, CdnKey, s3_backends.bucket_accounts
-
-
-def _check_moto(*instances: object) -> None:
-    missing = [
-        f"{name}.{attribute}"
-        for instance, (name, attributes) in zip(instances, _USED_OF_MOTO.items(), strict=True)
-        for attribute in attributes.split()
-        if not hasattr(instance, attribute)
-    ]
-    if missing:
-        raise _moto_changed("missing: " + ", ".join(missing))
-
-
-def _moto_changed(reason: str) -> EmulatorError:
-    from importlib.metadata import version
-
-    return EmulatorError(
-        f"The CDN's objects cannot be kept in moto {version('moto')}, whose private parts are "
-        f"not what emulator.storage.objects knows ({reason}). It was seen to work with moto "
-        "5.0.20 and 5.2.5. Write: pip install 'moto[s3]==5.2.5'"
-    )

@@ -115,7 +115,8 @@ def test_an_endpoint_that_returns_dict_names_no_preview() -> None:
     schema = Untyped.build_metadata()["openapi"]
     response = schema["paths"]["/"]["post"]["responses"]["200"]
     answer = response["content"]["application/json"]["schema"]
-    assert (answer["type"], answer["additionalProperties"]) == ("object", True)
+    # pydantic before 2.8 leaves out what is true anyway.
+    assert (answer["type"], answer.get("additionalProperties", True)) == ("object", True)
     assert "components" not in schema
 
 
