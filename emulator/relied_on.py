@@ -16,7 +16,7 @@ class Name:
 
     Attributes:
         place: ``"module"``, or ``"module:name.attribute"``.
-        used_in: our modules that use it, by their files below ``emulator/``.
+        used_in: our modules that use it, by their files from ``emulator/`` on.
         purpose: completes "by which pytest-fal ...".
         parameters: those that we give it by name.
         on_instances: it is an attribute of objects of that class, perhaps not of the class itself.
@@ -323,7 +323,69 @@ _COVERAGE = (
     ),
 )
 
+_LEAKS = "finds what a test leaves behind"
+_FASTAPI = (
+    Name("fastapi.routing:_endpoint_context_cache", "sdk.py", _LEFT, needed=False, since="0.136.0"),
+)
+_PYTEST = (
+    Name(
+        "_pytest.fixtures:FixtureRequest._pyfuncitem",
+        "../pytest_fal/leaks.py",
+        _LEAKS,
+        on_instances=True,
+    ),
+)
+
+_PATHS = "leads Python's path calls to the volumes"
 _STANDARD_LIBRARY = (
+    Name("_imp:create_dynamic", "storage/natives.py", _PATHS),
+    Name("ctypes:_dlopen", "storage/natives.py", _PATHS),
+    Name("tempfile:_TemporaryFileCloser", "storage/rewrite.py", _PATHS),
+    Name("pathlib._abc", "storage/rewrite.py", _PATHS, since="3.13.0", until="3.14.0"),
+    Name("pathlib._local", "storage/rewrite.py", _PATHS, since="3.13.0", until="3.14.0"),
+    Name("threading:_DummyThread", "../pytest_fal/leftovers.py", _LEAKS),
+    *_each(
+        "threading:Thread _args _target", "../pytest_fal/leftovers.py", _LEAKS, on_instances=True
+    ),
+    Name(
+        "concurrent.futures.thread:ThreadPoolExecutor._idle_semaphore",
+        "../pytest_fal/leftovers.py",
+        _LEAKS,
+        on_instances=True,
+    ),
+    *_each(
+        "asyncio.selector_events:BaseSelectorEventLoop _selector _ssock _csock",
+        "../pytest_fal/descriptors.py",
+        _LEAKS,
+        on_instances=True,
+    ),
+    Name(
+        "asyncio.events:BaseDefaultEventLoopPolicy._Local._loop",
+        "../pytest_fal/descriptors.py",
+        _LEAKS,
+        until="3.14.0",
+    ),
+    Name(
+        "asyncio.events:BaseDefaultEventLoopPolicy._local",
+        "../pytest_fal/descriptors.py",
+        _LEAKS,
+        on_instances=True,
+        until="3.14.0",
+    ),
+    Name(
+        "asyncio.events:_get_event_loop_policy",
+        "../pytest_fal/descriptors.py",
+        _LEAKS,
+        since="3.14.0",
+    ),
+    Name("urllib.request:_opener", "../pytest_fal/leftovers.py", _LEAKS),
+    *_each(
+        "unittest.mock:_patch _active_patches",
+        "../pytest_fal/mocking.py",
+        _LEAKS,
+    ),
+    Name("unittest.mock:_patch", "../pytest_fal/openers.py", _LEAKS),
+    Name("unittest.mock:_patch_dict", "../pytest_fal/openers.py", _LEAKS),
     Name("_socket", "network/resolver.py", "takes over name look-ups and connections"),
     *_each(
         "concurrent.futures.thread:ThreadPoolExecutor _threads _max_workers _thread_name_prefix",
@@ -366,5 +428,7 @@ PACKAGES = (
     Package("cloudpickle", "3.0.0", "3.1.3", _CLOUDPICKLE),
     Package("uvicorn", "0.29.0", "0.54.0", _UVICORN),
     Package("coverage", "7.4.0", "7.17.4", _COVERAGE),
+    Package("fastapi", "0.112.4", "0.136.3", _FASTAPI),
+    Package("pytest", "7.4.0", "9.2.0", _PYTEST),
     Package(PYTHON, "3.10", "3.13", _STANDARD_LIBRARY),
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import fal
 import pytest
 from cuda_machine import H100, L4, Machine
@@ -14,7 +12,6 @@ from emulator.errors import EmulatorError
 from emulator.gpus.cuda import CudaRunners, assign, rotate
 from emulator.gpus.cuda_version import too_old
 from emulator.gpus.gpu import Choice, Device, Needs, Probe, choose, fitting
-from pytest_fal.leftovers import Snapshot
 
 ONE, TWO = L4["UUID"], H100["UUID"]
 GB = 10**9
@@ -458,11 +455,12 @@ def test_torch_is_not_imported_into_pytests_process(inner, pytester):
     result.assert_outcomes(passed=1)
 
 
-def test_torch_in_pytests_process_is_a_leak_of_our_own_suite(monkeypatch):
-    before = Snapshot.take()
-    monkeypatch.setitem(sys.modules, "torch", sys)
-    assert before.leaks_since() == ["torch was imported into pytest's process"]
-    monkeypatch.undo()
+def test_torch_in_pytests_process_is_a_leak_of_our_own_suite(pytester):
+    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
+    pytester.makepyfile("import sys\n\ndef test_it():\n    sys.modules['torch'] = sys\n")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", f"--rootdir={pytester.path}")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["torch was imported into pytest's process"])
 
 
 def test_nothing_of_nvidias_is_open_while_the_test_runs(inner):

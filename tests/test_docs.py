@@ -85,7 +85,8 @@ def test_samples_of_output_are_what_is_printed(pytester):
         (program,) = read(block.comment.partition("\n")[2])
         pytester.makepyfile(**{f"test_sample_{number}": program.text})
     # One run for all, as above.
-    result = pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider")
+    options = ("-W", "error", "-p", "no:cacheprovider", "--fal-strict-leaks")
+    result = pytester.runpytest_subprocess(*options)
     output = result.stdout.str()
     without_gpu = "/dev/nvidiactl is not there"
     for block in SAMPLES:

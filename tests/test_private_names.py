@@ -39,6 +39,8 @@ NO_NAMES = {
     "_find": "an attribute of our own, set past our own __setattr__",
     "_pytest": "a package whose modules wait in real time",
     "_dispatch": "a method of our own",
+    "_fal_emulator_start": "an attribute that we set ourselves",
+    "_multicall": "a function of pluggy's, by whose name frames are left out, if it has it",
 }
 
 

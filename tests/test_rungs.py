@@ -12,8 +12,8 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "rungs"))
-from page import EXPECTED, PAGE, RUNGS, page  # noqa: E402
 from probes import PROBES  # noqa: E402
+from rungs_page import EXPECTED, PAGE, RUNGS, page  # noqa: E402
 
 linux_root = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root can put itself in a container"
@@ -46,7 +46,7 @@ def test_a_rung_can_do(outcomes, name):
 
 
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text() == page(), "run python tests/rungs/page.py"
+    assert PAGE.read_text() == page(), "run python tests/rungs/rungs_page.py"
 
 
 # --- which one ------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import struct
 from contextlib import suppress
 
 import pytest
-from leaks import descriptors
 from memory import MEBIBYTE, memory_grows_by_less_than
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -34,6 +33,7 @@ from wire_clients import (
 
 from emulator.network import http1, server
 from emulator.network.websocket import SocketEnd
+from pytest_fal.descriptors import descriptors
 
 HEAD = f"Host: {HOST}\r\n".encode()
 STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d{3}) ")

@@ -15,10 +15,10 @@ import fal
 import httpx
 import pytest
 import requests
-from leaks import descriptors
 from wire_clients import settled, wire_threads
 
 from emulator.network import server
+from pytest_fal.descriptors import descriptors
 
 THREADS = 64
 REQUESTS = 4

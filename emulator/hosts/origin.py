@@ -232,11 +232,11 @@ def _respond(served: ServedFile, request: httpx.Request, exchange: Exchange) -> 
         if request.headers.get(name) != value:
             detail = f"header {name} is missing or wrong"
             return json_reply({"detail": detail}, served.require_status)
-    headers = [(name, _on_the_wire(value)) for name, value in served.headers.items()]
+    headers = list(served.headers.items())
     if served.content_type is not None:
         headers.append(("content-type", served.content_type))
     if served.redirect_to is not None:
-        location = ("location", _on_the_wire(served.redirect_to))
+        location = ("location", served.redirect_to)
         return reply(served.status, headers=[*headers, location])
     if served.gzip:
         headers.append(("content-encoding", "gzip"))
@@ -312,11 +312,6 @@ def _attachment(file_name: str) -> str:
         return f"attachment; filename*=UTF-8''{urllib.parse.quote(file_name, safe='')}"
     quoted = file_name.replace("\\", "\\\\").replace('"', '\\"')
     return f'attachment; filename="{quoted}"'
-
-
-def _on_the_wire(value: str) -> str:
-    """A header's value; UTF-8 where it is not ASCII, as careless servers send it."""
-    return value if value.isascii() else value.encode()  # type: ignore[return-value]
 
 
 def _host(url: str) -> str:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from emulator.errors import EmulatorError
 from emulator.reliance import changed
 
 __all__ = ["AUTHORISED", "Answer", "MotoS3"]
@@ -122,6 +123,8 @@ class MotoS3:
             status, answered, content = _dispatch(method, place, url, sent, body)
         except NotImplementedError as error:
             return Answer(501, [], str(error).encode())
+        except EmulatorError:  # another version of moto
+            raise
         except Exception as error:  # at what S3 would refuse, moto may stumble
             said = f"moto failed at this request ({error!r}), so it may be malformed"
             return Answer(501, [], said.encode())

@@ -1,4 +1,4 @@
-"""Writes the table of ``docs/rungs.md``: ``python tests/rungs/page.py``.
+"""Writes the table of ``docs/rungs.md``: ``python tests/rungs/rungs_page.py``.
 
 What stands in it is what ``tests/test_rungs.py`` expects of the probes, on each rung.
 """
@@ -13,7 +13,7 @@ __all__ = ["EXPECTED", "PAGE", "RUNGS", "page"]
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "rungs.md"
 RUNGS = ("namespace", "directory", "rewrite")
-BEGIN, END = "<!-- table: python tests/rungs/page.py -->\n", "<!-- end of table -->\n"
+BEGIN, END = "<!-- table: python tests/rungs/rungs_page.py -->\n", "<!-- end of table -->\n"
 
 EVERYWHERE = (WORKS, WORKS, WORKS)
 MOUNTS = (WORKS, REFUSED, REFUSED)
