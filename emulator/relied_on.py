@@ -340,7 +340,6 @@ _PATHS = "leads Python's path calls to the volumes"
 _STANDARD_LIBRARY = (
     Name("_imp:create_dynamic", "storage/natives.py", _PATHS),
     Name("ctypes:_dlopen", "storage/natives.py", _PATHS),
-    Name("tempfile:_TemporaryFileCloser", "storage/rewrite.py", _PATHS),
     Name("pathlib._abc", "storage/rewrite.py", _PATHS, since="3.13.0", until="3.14.0"),
     Name("pathlib._local", "storage/rewrite.py", _PATHS, since="3.13.0", until="3.14.0"),
     Name("threading:_DummyThread", "../pytest_fal/leftovers.py", _LEAKS),

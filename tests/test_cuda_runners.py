@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import fal
 import pytest
 from cuda_machine import H100, L4, Machine
@@ -455,7 +457,8 @@ def test_torch_is_not_imported_into_pytests_process(inner, pytester):
     result.assert_outcomes(passed=1)
 
 
-def test_torch_in_pytests_process_is_a_leak_of_our_own_suite(pytester):
+def test_torch_in_pytests_process_is_a_leak_of_our_own_suite(pytester, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
     pytester.makepyfile("import sys\n\ndef test_it():\n    sys.modules['torch'] = sys\n")
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", f"--rootdir={pytester.path}")

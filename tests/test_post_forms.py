@@ -409,12 +409,22 @@ def test_a_policy_that_does_not_say_when_it_expires(document: dict[str, Any], to
         base64.b64encode(b"{").decode(),
         base64.b64encode(b"\xff").decode(),
         f"{encoded({})}\n",
+        pytest.param(base64.b64encode(b"[" * 100_000).decode(), id="too deep"),
     ],
 )
 def test_a_policy_that_cannot_be_read(policy: str) -> None:
     with pytest.raises(S3Error) as caught:
         check_policy(policy, UploadForm({}, "a", None, b""), "films", NOON)
     assert refusal(caught.value) == ("400 InvalidPolicyDocument: Invalid Policy: Invalid JSON. {}")
+
+
+def test_conditions_are_a_list() -> None:
+    policy = {"expiration": "2027-01-01T00:00:00Z", "conditions": {"bucket": "films"}}
+    with pytest.raises(S3Error) as caught:
+        check_policy(encoded(policy), UploadForm({}, "a", None, b""), "films", NOON)
+    assert refusal(caught.value) == (
+        "400 InvalidPolicyDocument: Invalid Policy: Invalid 'conditions' value: must be a List. {}"
+    )
 
 
 @pytest.mark.parametrize("conditions", [None, []])

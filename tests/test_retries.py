@@ -181,6 +181,11 @@ def test_the_callers_retry_config_wins_over_the_apps():
     assert policy.budgets == {"server_error": 0, "timeout": 1}
 
 
+def test_a_retry_config_that_is_too_deep_is_ignored():
+    headers = {"x-fal-retry-config": "[" * 100_000}
+    assert RetryPolicy.of(Scaling(retry_config={"timeout": 1}), headers).budgets == {"timeout": 1}
+
+
 @pytest.mark.parametrize(("retries", "budget"), [(3, 3), (1, 1), (0, 0), (-1, 0)])
 def test_the_callers_number_of_retries(retries, budget):
     header = json.dumps({"timeout": {"retries": retries}})

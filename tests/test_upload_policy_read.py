@@ -67,6 +67,7 @@ def test_its_fields_are_not_shown() -> None:
         ("{", NO_POLICY),
         ("[]", NO_POLICY),
         ("null", NO_POLICY),
+        pytest.param("[" * 100_000, NO_POLICY, id="too deep"),
         ('{"fields": {"key": "${filename}"}}', NO_POLICY),
         (json.dumps({"url": URL}), NO_POLICY),
         (json.dumps({"url": URL, "fields": {}}), NO_POLICY),
