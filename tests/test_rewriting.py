@@ -248,6 +248,16 @@ def test_emulators_nest(rewritten, tmp_path):
     assert Path("/data/x").read_bytes() == b"outer"
 
 
+def test_the_working_directory_may_be_gone(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with Emulator(Settings(filesystem="rewrite")) as own:
+        own.data.write("x", b"x")
+        assert Path("/data/x").read_bytes() == b"x"
+
+
 def test_a_failing_test_s_volumes_are_kept(rewritten):
     Path("/data/file").write_text("x")
     kept = rewritten.stop(keep=True)

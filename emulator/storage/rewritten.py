@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from emulator.storage.natives import Natives
 from emulator.storage.places import Place
 from emulator.storage.real_data import RealData
 from emulator.storage.rewrite import Rewriter
-from emulator.storage.visible import TMP
+from emulator.storage.visible import TMP, working_directory
 
 if TYPE_CHECKING:
     from emulator.storage.volume import Volume
@@ -66,12 +67,11 @@ class RewrittenDisk(Disk):
         try:
             self._begin(name)
             self._lay_out()
-            self._directory = os.getcwd()
+            self._directory = working_directory()
             self._outer = places.default()
-            places.set_default(self.place(self.tmp, self._empty))
             self._rewrite()
-            self._is_in_place = True
-            os.chdir(self._directory)  # below /tmp it is another one now
+            places.set_default(self.place(self.tmp, self._empty))
+            self._go_to(self._directory)  # below /tmp it is another one now
         except BaseException:
             self.unmount(keep=False)
             raise
@@ -152,7 +152,12 @@ class RewrittenDisk(Disk):
         self.tmp = self._volume(TMP, os.path.join(self._test, "tmp"), made=False)
         self.data.check = self.tmp.check = self._refuse_limit
 
+    def _go_to(self, directory: str) -> None:
+        with suppress(OSError):  # it is gone, or there is none of that name here
+            os.chdir(directory)
+
     def _rewrite(self) -> None:
+        self._is_in_place = True
         _rewriter.install()
         self._natives.install()
         file_times.stand_on(
@@ -165,7 +170,7 @@ class RewrittenDisk(Disk):
         self._natives.uninstall()
         _rewriter.uninstall()
         places.set_default(self._outer)
-        os.chdir(self._directory)
+        self._go_to(self._directory)
 
     def _refuse_limit(self) -> None:
         raise FilesystemError(
