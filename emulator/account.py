@@ -494,7 +494,10 @@ class Emulator:
         self.clock.before_moving = partial(self._gateway.come_to_rest_before_time_passes, held)
         self.clock.around_waking = partial(self._gateway.let_starts_end, held)
         self.faults.killer = Killer(
-            runners.named, runners.newest_process, lambda: self._disk.directory
+            runners.named,
+            runners.newest_process,
+            lambda: self._disk.directory,
+            lambda: str(self._disk.data.backing),
         )
 
     def _reset_state(self) -> None:

@@ -31,6 +31,7 @@ class Killer:
         named: finds a runner by its name.
         newest: the process runner that was started last, of those that live.
         directory: where the volumes of the test under way are.
+        data: where its ``/data`` is; on the rung ``directory`` that is another place.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class Killer:
         named: Callable[[str | None], Runner | None],
         newest: Callable[[], Runner | None],
         directory: Callable[[], str | None],
+        data: Callable[[], str],
     ) -> None:
         self._named = named
         self._newest = newest
         self._directory = directory
+        self._data = data
         self._watches: list[Watch] = []
 
     def at_request(self, exchange: Exchange, reason: str) -> None:
@@ -73,15 +76,22 @@ class Killer:
         if directory is None:
             raise EmulatorError("kill_runner(file=...) watches a test's volumes. Call start().")
 
+        data = self._data()
+        is_apart = not data.startswith(f"{directory}/")
+
         def changed(path: str) -> None:
-            found = _in_volumes(os.path.relpath(path, directory))
+            if is_apart and path.startswith(f"{data}/"):
+                found: tuple[str, str | None] | None = (path, None)
+            else:
+                found = _in_volumes(os.path.relpath(path, directory))
             if found is None or not fnmatch.fnmatch(found[0], pattern):
                 return
             with suppress(OSError):
                 if os.lstat(path).st_size >= size:
                     self._strike(fault, runner or found[1], found[0])
 
-        self._watches.append(Watch(directory, changed))
+        for root in (directory, data) if is_apart else (directory,):
+            self._watches.append(Watch(root, changed))
 
     def end(self) -> None:
         """Watch nothing any more."""

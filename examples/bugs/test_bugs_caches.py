@@ -244,6 +244,7 @@ def test_only_the_first_old_cache_is_taken_over(fal_runner, fal_data):
     topic=KERNELS,
     seen=("1.75.5", "1.83.0"),
 )
+@pytest.mark.fal(filesystem="namespace")
 def test_kernels_that_cannot_be_shared_fail_the_start(runner, fal_data):
     """Where /data cannot be written, sharing kernels raises instead of saying so.
 
