@@ -139,7 +139,7 @@ class ForkServer:
 
     def _spawn(self, descriptor: int) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_THE_SERVER}
-        if os.geteuid() != 0:
+        if os.geteuid() != 0 and mounts.has_mount_capability():
             mounts.raise_ambient_capabilities()  # of this thread, which ends
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         self._process = subprocess.Popen(
