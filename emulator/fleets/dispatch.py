@@ -295,6 +295,7 @@ class Dispatch:
         with self.changed:
             turn.call.response = response
             turn.call.is_under_way = True
+            turn.call.under_way_since = self.clock.now()
             was_left = turn.call.was_left
             self.changed.notify_all()
         if was_left:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from emulator.errors import EmulatorError
@@ -73,6 +73,8 @@ class Caller:
         self.patience = patience
         self._check = check
         self._left = threading.Event()
+        #: The moment of the time-out.
+        self._limit: datetime | None = None
         #: Whether the app was told, or is being told, that its caller has left.
         self.has_told = False
 
@@ -86,6 +88,7 @@ class Caller:
         self._alarm: Appointment | None = None
         if self.patience is not None:
             wait = timedelta(seconds=self.patience)
+            self._limit = dispatch.clock.now() + wait
             self._alarm = dispatch.clock.on(wait, lambda: self._leave(dispatch, call))
 
     def _leave(self, dispatch: Dispatch, call: Call) -> None:
@@ -94,7 +97,8 @@ class Caller:
         That may be the app's own, whose handler sleeps: it gets a moment to be told meanwhile. The
         head of an answer that the app has sent before gets one to come here.
         """
-        if dispatch.wait_until(lambda: call.is_under_way, _HEAD):
+        is_there = dispatch.wait_until(lambda: call.is_under_way, _HEAD)
+        if is_there and not self._is_too_late(dispatch, call):
             return
         told = threading.Event()
 
@@ -117,9 +121,25 @@ class Caller:
     def check(self) -> None:
         """Raise what the client meets, if it has waited long enough: TimeoutError."""
         if self._left.is_set():
-            raise TimeoutError(f"no answer within {self.patience:g} s, the client's read time-out")
+            raise self._timed_out()
         if self._check is not None:
             self._check()
+
+    def check_in_time(self, dispatch: Dispatch, call: Call) -> None:
+        """The same for an answer that is there."""
+        self.check()
+        if self._is_too_late(dispatch, call):
+            raise self._timed_out()
+
+    def _is_too_late(self, dispatch: Dispatch, call: Call) -> bool:
+        """Whether an answer was made after the time-out: several threads move a stopped clock."""
+        since = call.under_way_since or call.completed_at
+        if self._limit is None or since is None or not dispatch.clock.frozen:
+            return False
+        return since > self._limit
+
+    def _timed_out(self) -> TimeoutError:
+        return TimeoutError(f"no answer within {self.patience:g} s, the client's read time-out")
 
 
 def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Response:
@@ -141,7 +161,7 @@ def direct_answer(dispatch: Dispatch, call: Call, caller: Caller) -> httpx.Respo
             _move_on_from_a_standstill(dispatch, call, caller, real_seconds() - since)
             _raise_if_broken(dispatch)
             dispatch.clock.keep_appointments()
-        caller.check()
+        caller.check_in_time(dispatch, call)
     except BaseException:  # whatever it is, nobody waits for the answer any more
         if not caller.has_told:
             dispatch.cancel(call, "client_disconnected")
