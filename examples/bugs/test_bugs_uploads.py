@@ -433,7 +433,7 @@ def test_a_token_outlives_its_key(fal_cdn, fal_ledger, monkeypatch):
     topic=UPLOADS,
     seen=("1.75.5", "1.83.0"),
 )
-def test_a_repository_prints_its_secret():
+def test_a_repository_prints_its_secret(fal_emulator):
     """Printing an S3 or R2 repository shows its secret key.
 
     Production: logs, tracebacks with local variables and error trackers have the credentials.
