@@ -111,6 +111,12 @@ _FAL = (
     Name("fal.api:FalServerlessHost.spawn", "fleets/spawning.py", "refuses to reach the platform"),
     Name("fal.ref:current_app", "sdk.py, sdk_apps.py", "tells the SDK which app runs"),
     Name("fal.auth.local:_FAL_HOME_DIR", "sdk.py", "keeps the SDK from your login token"),
+    Name(
+        "fal._version:_PYPI_CACHE_PATH",
+        "sdk.py",
+        "keeps the command `fal` from writing to your ~/.fal",
+        needed=False,
+    ),
     Name("fal.flags:REST_HOST", "sdk.py", "answers at the REST host that the SDK asks"),
     Name(f"{_FILE}:DEFAULT_REPOSITORY", "sdk.py", _LEFT, needed=False),
     Name(f"{_FILE}:BUILT_IN_REPOSITORIES", "sdk.py", _LEFT, needed=False),

@@ -67,6 +67,8 @@ class SDKState:
             self._save_attribute(sys.modules.get(module_name), attribute)
         self._set("fal.ref", "current_app", None)
         self._set("fal.auth.local", "_FAL_HOME_DIR", home)
+        # Where the command `fal` notes which version of it is the newest.
+        self._set("fal._version", "_PYPI_CACHE_PATH", os.path.join(home, "cache", "pypi.json"))
         for manager in _token_managers():
             self._save_attribute(manager, "_token")
             _forget_token(manager)

@@ -220,6 +220,22 @@ def test_state_of_before_comes_back_even_where_a_test_asked_for_neutral(request)
     emulator.start()
 
 
+def test_the_command_fal_does_not_note_versions_in_the_users_home(pytester, monkeypatch):
+    home = pytester.mkdir("home")
+    monkeypatch.setenv("HOME", str(home))
+    pytester.makepyfile(
+        """
+        import fal
+        from fal._version import get_latest_version
+
+        def test_it(fal_emulator):
+            get_latest_version()
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    assert not (home / ".fal").exists()
+
+
 def test_the_sdk_imported_inside_a_test_does_not_keep_our_home(pytester):
     pytester.makepyfile(
         """
