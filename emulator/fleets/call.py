@@ -120,7 +120,7 @@ class Call:
         self.response: httpx.Response | None = None
         #: Whether its caller has the response while the app makes it, or a websocket.
         self.is_under_way = False
-        #: When that began, by the clock.
+        #: When the caller got a response that the app was still making, by the clock.
         self.under_way_since: datetime | None = None
         #: Whether its direct caller waits for it no more.
         self.was_left = False
