@@ -14,11 +14,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, NamedTuple
 
+from emulator.storage.entries import Entry, Scan
 from emulator.timeline import Timeline
 
 __all__ = ["ENTRIES_TO_PUSH_BACK", "FileTimes", "coarse_now", "real_now", "stand_on"]
@@ -128,7 +128,8 @@ class FileTimes:
 
     def scandir(self, path: Any = None) -> Any:
         """``os.scandir`` whose entries tell virtual times."""
-        return _Scan(_Real.scandir("." if path is None else path), self.translate)
+        found = _Real.scandir("." if path is None else path)
+        return Scan(found, lambda entry: _Entry(entry, self.translate))
 
     def utime(
         self,
@@ -313,56 +314,14 @@ class _StampProbe:
         return holds
 
 
-class _Scan:
-    """``os.scandir``'s iterator, whose entries tell virtual times."""
-
-    def __init__(self, real: Any, translate: Callable[[os.stat_result], os.stat_result]) -> None:
-        self._real = real
-        self._translate = translate
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> _Entry:
-        return _Entry(next(self._real), self._translate)
-
-    def __enter__(self) -> _Scan:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._real.close()
-
-    def close(self) -> None:
-        """Give the directory's file descriptor back."""
-        self._real.close()
-
-
-class _Entry:
-    """An ``os.DirEntry`` that tells virtual times; ``isinstance`` takes it for one."""
+class _Entry(Entry):
+    """An entry that tells virtual times."""
 
     def __init__(
         self, real: os.DirEntry[Any], translate: Callable[[os.stat_result], os.stat_result]
     ) -> None:
-        self._real = real
+        super().__init__(real)
         self._translate = translate
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return os.DirEntry
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def __fspath__(self) -> Any:
-        return self._real.__fspath__()
-
-    def __repr__(self) -> str:
-        return repr(self._real)
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """Return the entry's status in virtual time."""

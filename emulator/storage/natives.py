@@ -152,12 +152,12 @@ def _leading(real: Any) -> Any:
         )
 
     if isinstance(real, type):
-        return _leading_class(real)
+        return _leading_class(real, led)
     return functools.update_wrapper(led, real)
 
 
-def _leading_class(real: Any) -> Any:
-    """A class whose instances are made with real paths; where it cannot be inherited, a function.
+def _leading_class(real: Any, make: Callable[..., Any]) -> Any:
+    """A class whose instances another function makes; it need not be one to inherit from.
 
     ``isinstance`` and ``issubclass`` with it are those of the real one.
     """
@@ -174,13 +174,6 @@ def _leading_class(real: Any) -> Any:
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             return make(*args, **kwargs)
-
-    def make(*args: Any, **kwargs: Any) -> Any:
-        place = here()
-        if place is not None:
-            args = tuple(_path(place, argument) for argument in args)
-            kwargs = {name: _path(place, argument) for name, argument in kwargs.items()}
-        return real(*args, **kwargs)
 
     return Meta(real.__name__, (), {"__doc__": real.__doc__, "__module__": real.__module__})
 
@@ -320,9 +313,8 @@ def _exec(real: Any) -> Any:
         python = commands.is_python(list(argv), path)
         env = commands.environment(place, rest[0] if rest else None, python)
         led = commands.arguments(place, argv)
-        return os_execve(commands.working_directory(place, path), led, env)
+        return _execve(commands.working_directory(place, path), led, env)
 
-    os_execve = _STARTERS_REAL["execve"]
     return execv
 
 
@@ -353,7 +345,7 @@ def _system(real: Any) -> Any:
     return system
 
 
-_STARTERS_REAL = {"execve": os.execve}
+_execve = os.execve
 _STARTERS: dict[str, Callable[[Any], Any]] = {
     "execv": _exec,
     "execve": _exec,

@@ -19,10 +19,11 @@ import os
 import posixpath
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from emulator.storage import audit, places
+from emulator.storage.entries import Entry, Scan
 from emulator.storage.places import Place, here
 
 __all__ = ["Rewriter", "translated"]
@@ -269,53 +270,21 @@ def _scandir(path: Any = None) -> Any:
     except OSError as error:
         _name_as_given(error, new, path)
         raise
-    return scan if new is path else _Scan(scan, os.fspath(path))
+    if new is path:
+        return scan
+    folder = os.fspath(path)
+    return Scan(scan, lambda entry: _Entry(entry, folder))
 
 
-class _Scan:
-    """``os.scandir``'s iterator, whose entries are named as the app named the directory."""
-
-    def __init__(self, real: Any, folder: str | bytes) -> None:
-        self._real = real
-        self._folder = folder
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> _Entry:
-        return _Entry(next(self._real), self._folder)
-
-    def __enter__(self) -> _Scan:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._real.close()
-
-    def close(self) -> None:
-        """Give the directory's file descriptor back."""
-        self._real.close()
-
-
-class _Entry:
-    """An ``os.DirEntry`` of another path; ``isinstance`` takes it for one."""
+class _Entry(Entry):
+    """An entry that is named as the app named its directory."""
 
     def __init__(self, real: os.DirEntry[Any], folder: Any) -> None:
-        self._real = real
-        self.name = real.name
+        super().__init__(real)
         self.path = os.path.join(folder, real.name)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return os.DirEntry
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
 
     def __fspath__(self) -> Any:
         return self.path
-
-    def __repr__(self) -> str:
-        return repr(self._real)
 
 
 def _open(
@@ -389,11 +358,6 @@ class Rewriter:
         self._found: list[tuple[Any, str, Any, Any]] = []
         self._seen: set[int] = set()
         self._users = 0
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether paths are rewritten now."""
-        return self._users > 0
 
     def substitute(self, real: Any) -> Any:
         """What stands in the place of a function of ``os``."""
