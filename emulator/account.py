@@ -287,6 +287,7 @@ class Emulator:
         self.settings = (settings or self._given).model_copy()
         self._climb()
         self._prepare()
+        self._disk.trusted_programs = self.settings.trusted_programs
         self._disk.mount(name)
         self.data.between = self._between
         try:

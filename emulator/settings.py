@@ -29,6 +29,12 @@ class Settings(BaseModel):
     filesystem_in_force: FilesystemInForce = Field(
         default="namespace", description="The rung in force. Set by the emulator."
     )
+    trusted_programs: tuple[str, ...] = Field(
+        default=(),
+        description="Names of programs that open nothing in /data but what they are told, 'sh' for "
+        "lines of a shell. On the rung 'rewrite', on a machine with a /data of its own, they are "
+        "started besides those that are known.",
+    )
     data_size: int | None = Field(
         default=None, ge=4096, description="Bytes /data holds at most; None: the host's disk [§10]."
     )

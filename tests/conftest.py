@@ -15,12 +15,11 @@ def pytest_make_parametrize_id(val, argname):
     return argname if isinstance(val, (bytes, bytearray)) and len(val) > 16 else None
 
 
-@pytest.fixture(autouse=True)
-def nobodys_configuration(request):
-    """The SDK reads it as it is imported: here for a pytest that the test is going to start."""
+@pytest.fixture(autouse=True, scope="session")
+def nobodys_configuration():
+    """The SDK reads it as it is imported: here for the Pythons that tests are going to start."""
     with pytest.MonkeyPatch.context() as patch:
-        if "pytester" in request.fixturenames:
-            patch.setenv("FAL_CONFIG_PATH", os.devnull)
+        patch.setenv("FAL_CONFIG_PATH", os.devnull)
         yield
 
 

@@ -1,8 +1,9 @@
 """Run a command as in a container without the right to mount.
 
-``python tests/container.py [--user] -- command``: as root, with the capabilities and the refusals
-of Docker's defaults, on a ``/`` that can be written to and is thrown away; with ``--user`` as an
-ordinary user. Needs root. Exits with the command's exit code, or with 77 and one line that says why
+``python tests/container.py [--user] [--data] -- command``: as root, with the capabilities and the
+refusals of Docker's defaults, on a ``/`` that can be written to and is thrown away; with ``--user``
+as an ordinary user. There is no ``/data``; with ``--data`` there is one that is somebody's. Needs
+root. Exits with the command's exit code, or with 77 and one line that says why
 it cannot run at all.
 """
 
@@ -46,6 +47,7 @@ REFUSED = {
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--user", action="store_true")
+    parser.add_argument("--data", action="store_true")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     own = ""
@@ -56,6 +58,9 @@ def main(arguments: list[str]) -> int:
             raise as_user.CannotRunError(f"its system calls are not known on {platform.machine()}")
         own = tempfile.mkdtemp(prefix="container-")
         enter(own)
+        if options.data:
+            os.mkdir("/data")
+            Path("/data/theirs").write_text("not ours")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         more: dict[str, object] = {}

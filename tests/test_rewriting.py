@@ -46,7 +46,8 @@ def rewritten(tmp_path):
     """An emulator on the last rung, whatever this run is on."""
     (tmp_path / "own").mkdir()
     visible = [str(tmp_path)]
-    emulator = Emulator(Settings(filesystem="rewrite"), root=tmp_path / "own", visible=visible)
+    settings = Settings(filesystem="rewrite", trusted_programs=("sh",))
+    emulator = Emulator(settings, root=tmp_path / "own", visible=visible)
     emulator.start()
     yield emulator
     if emulator.active:
@@ -99,7 +100,7 @@ def test_what_an_app_calls_a_real_path(real, shown):
 
 
 def test_a_program_is_told_a_place_and_nothing_is_lost():
-    place = Place(7, PLACE.areas, PLACE.kept, guarded=("/data",))
+    place = Place(7, PLACE.areas, PLACE.kept, guarded=("/data",), trusted=("sh",))
     assert Place.told(place.variables("/home")[places.PLACE]) == place
 
 
@@ -380,12 +381,56 @@ def test_a_program_gets_real_paths_in_its_variables():
     assert Place.told(python[places.PLACE]) == PLACE
 
 
-def test_where_the_host_has_a_data_nothing_is_started_that_could_find_it():
-    guarded = Place(1, PLACE.areas, guarded=("/data",))
-    with pytest.raises(HostPathError, match="this machine has a /data of its own"):
-        commands.arguments(guarded, ["ffmpeg", "-version"])
-    for known in (["git", "clone", "u", "/data/r"], [sys.executable, "-c", "open('/data/a')"]):
-        commands.arguments(guarded, known)
+GUARDED = Place(1, PLACE.areas, guarded=("/data",), trusted=("mine", "sh"))
+
+
+@pytest.mark.parametrize(
+    ("given", "directory"),
+    [
+        (["git", "clone", "u", "/data/r"], "/"),
+        (["/usr/bin/x86_64-linux-gnu-gcc-12", "-o", "/data/a.so", "a.c"], "/tmp/build"),
+        (["ffmpeg", "-i", "in.mp4", "/data/out.mp4"], "/data"),
+        (["nvidia-smi", "--query-gpu=name"], "/"),
+        (["cp", "../a", "sub/b"], "/data/models"),
+        ("uname", "/"),
+        (["/opt/mine", "../x"], "/data"),
+        ([sys.executable, "-c", "open('/data/a')"], "/"),
+    ],
+)
+def test_where_the_host_has_a_data_known_programs_are_started(given, directory):
+    commands.arguments(GUARDED, given, directory=directory)
+
+
+@pytest.mark.parametrize(
+    ("given", "directory", "why"),
+    [
+        (["make"], "/home", "the program may know a path there by itself"),
+        (["find", "/data"], "/home", "the program may know a path there by itself"),
+        (["rm", "-rf", "/"], "/home", "/ is above it"),
+        (["tar", "-c", "--directory=/", "x"], "/home", "/ is above it"),
+        (["rm", "-rf", "data"], "/", "'data' leads from / to /data"),
+        (["rm", "-rf", "../data/x"], "/home", "'../data/x' leads from /home to /data/x"),
+        (["cp", "a", "--target-directory=../data"], "/home", "'../data' leads from /home to /data"),
+        (["dd", "if=a", "of=../data"], "/home", "'../data' leads from /home to /data"),
+        (["cp", "../etc/x", "y"], "/data", "'../etc/x' leads from /data to /etc/x"),
+    ],
+)
+def test_where_the_host_has_a_data_nothing_is_started_that_could_find_it(given, directory, why):
+    with pytest.raises(HostPathError) as refused:
+        commands.arguments(GUARDED, given, directory=directory)
+    said = str(refused.value)
+    assert f"is not safe, as this machine has a /data of its own, and {why}: " in said
+    assert f'write @pytest.mark.fal(trusted_programs=["{given[0]}"])' in said
+    commands.arguments(PLACE, given, directory=directory)  # there is none
+
+
+def test_a_shell_on_a_machine_with_a_data_is_started_if_it_is_trusted():
+    commands.arguments(GUARDED, "ls | wc -l", shell=True)
+    with pytest.raises(HostPathError, match="would reach the host's own /data/a"):
+        commands.arguments(GUARDED, "ls /data/a", shell=True)
+    careful = Place(1, PLACE.areas, guarded=("/data",))
+    with pytest.raises(HostPathError, match=r'trusted_programs=\["sh"\]'):
+        commands.arguments(careful, "ls | wc -l", shell=True)
 
 
 def test_a_python_keeps_its_sitecustomize(rewritten, tmp_path):
@@ -489,10 +534,11 @@ def test_the_names_of_known_native_code_are_there():
 
 
 def test_what_was_kept_from_before_is_refused(rewritten):
+    rewritten.data.write("only-here", b"x")
     kept = places.outside
     with kept():
         real = os.stat  # looked up here, it is the substitute, which goes by its thread
-        assert not os.path.exists("/data")
+        assert not os.path.exists("/data/only-here")
     assert real("/data").st_mode
     genuine = io.FileIO
     with pytest.raises(HostPathError) as refused:

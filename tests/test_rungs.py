@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "rungs"))
 from probes import PROBES  # noqa: E402
-from rungs_page import EXPECTED, PAGE, RUNGS, page  # noqa: E402
+from rungs_page import EXPECTED, GUARDED, PAGE, RUNGS, page  # noqa: E402
 
 linux_root = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root can put itself in a container"
@@ -24,14 +24,17 @@ def run(command: list[str], **options: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
 
-@pytest.fixture(scope="session", params=RUNGS)
+@pytest.fixture(scope="session", params=[*RUNGS, "guarded"])
 def outcomes(request):
-    """What came of the probes on one rung."""
-    command = [sys.executable, str(HERE / "rungs" / "probes.py"), request.param]
-    if request.param == "directory":
+    """What came of the probes on one rung; "guarded" is the last one beside a host's ``/data``."""
+    rung = request.param.replace("guarded", "rewrite")
+    command = [sys.executable, str(HERE / "rungs" / "probes.py"), rung]
+    needs_data = {"directory": None, "rewrite": False, "guarded": True}
+    if needs_data.get(request.param, os.path.exists("/data")) is not os.path.exists("/data"):
         if sys.platform != "linux" or os.geteuid() != 0:
             pytest.skip("only root can put itself in a container")
-        command[:0] = [sys.executable, str(HERE / "container.py"), "--"]
+        there = ["--data"] if request.param == "guarded" else []
+        command[:0] = [sys.executable, str(HERE / "container.py"), *there, "--"]
     ended = run(command)
     if ended.returncode == 77:
         pytest.skip(ended.stdout.strip())
@@ -42,7 +45,10 @@ def outcomes(request):
 @pytest.mark.parametrize("name", PROBES)
 def test_a_rung_can_do(outcomes, name):
     rung, came_of_it = outcomes
-    assert came_of_it[name] == EXPECTED[name][RUNGS.index(rung)]
+    if rung == "guarded":
+        assert came_of_it[name] == GUARDED.get(name, EXPECTED[name][-1])
+    else:
+        assert came_of_it[name] == EXPECTED[name][RUNGS.index(rung)]
 
 
 def test_the_page_is_up_to_date():
@@ -67,9 +73,10 @@ TEST = """
 """
 
 
-def in_container(pytester, *arguments, user=False):
-    pytester.makepyfile(TEST)
-    launcher = [sys.executable, str(HERE / "container.py"), *(["--user"] if user else []), "--"]
+def in_container(pytester, *arguments, user=False, data=False, test=TEST):
+    pytester.makepyfile(test)
+    like = [*(["--user"] if user else []), *(["--data"] if data else [])]
+    launcher = [sys.executable, str(HERE / "container.py"), *like, "--"]
     pytester.path.chmod(0o777)
     command = [*launcher, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     ended = pytester.run(*command)
@@ -124,6 +131,51 @@ def test_a_rung_that_is_demanded_and_cannot_be_had_ends_the_run(pytester, user, 
     result = in_container(pytester, f"--fal-filesystem={rung}", user=user)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([why])
+
+
+@linux_root
+@pytest.mark.parametrize("user", [False, True])
+def test_a_machine_s_own_data_is_led_around(pytester, user):
+    test = """
+    import subprocess
+    from pathlib import Path
+    import pytest
+    from emulator.errors import HostPathError
+    from emulator.storage import places
+
+    def start(*line):
+        subprocess.run(line, check=True)
+
+    @pytest.mark.parametrize("isolation", ["thread", "process"])
+    def test_it(fal_runner, fal_data, isolation, request):
+        import fal
+
+        class App(fal.App):
+            @fal.endpoint("/")
+            def run(self) -> dict:
+                return {}
+
+        runner = fal_runner(App, isolation=isolation)
+        runner.run(Path("/data/a").write_text, "x")
+        runner.run(start, "cp", "/data/a", "/data/b")
+        with pytest.raises(HostPathError, match=r'write @pytest.mark.fal.trusted_programs=."perl"'):
+            runner.run(start, "perl", "-e", "1")
+        assert fal_data.tree() == ["a", "b"]
+
+    @pytest.mark.fal(trusted_programs=["perl", "sh"])
+    def test_trusted(fal_data):
+        start("perl", "-e", "1")
+        start("sh", "-c", "true")
+        subprocess.run("true", shell=True, check=True)
+
+    def test_theirs_is_there(fal_data):
+        assert fal_data.tree() == []
+        with places.outside():
+            assert Path("/data/theirs").read_text() == "not ours"
+    """
+    result = in_container(pytester, user=user, data=True, test=test)
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["fal: Python's calls are rewritten for /data and /tmp*"])
 
 
 def test_a_rung_is_demanded_by_ini_and_the_option_wins(pytester):

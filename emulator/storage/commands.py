@@ -10,12 +10,15 @@ Imports next to nothing: a Python that the app starts needs it before anything e
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from emulator.storage import guard
 from emulator.storage.audit import refusal
 from emulator.storage.places import Place, package_home
 
@@ -26,16 +29,24 @@ _PYTHON = re.compile(r"(python|pypy)[0-9.]*")
 _CLOSED = re.compile(r"-[a-zA-Z]*[IES]")
 _MENTION = re.compile(r"(?<![\w.~\-/])/[^\s\"'`;:|&<>(){}$,=]*")
 _OPTION = re.compile(r"(-{1,2}[\w\-]+=|[\w\-]+=|@|file://)(/.*)", re.DOTALL)
-#: What the toolkit starts, and knows no path by itself.
-_KNOWN = ("git",)
 _START = os.path.join(os.path.dirname(os.path.abspath(__file__)), "python_start")
 
 
-def arguments(place: Place, given: Any, shell: bool = False) -> Any:
+def arguments(
+    place: Place, given: Any, shell: bool = False, *, program: Any = None, directory: Any = None
+) -> Any:
     """A command line as the program has to have it.
 
+    Args:
+        place: who starts it.
+        given: the line, or the list of its words.
+        shell: it is for a shell.
+        program: what is started, where that is not the line's first word.
+        directory: where it is started; None: here.
+
     Raises:
-        HostPathError: it mentions a path in a way that cannot be led elsewhere.
+        HostPathError: it mentions a path in a way that cannot be led elsewhere, or may reach a
+            ``/data`` of the host's by itself.
     """
     line = [given] if isinstance(given, (str, bytes, os.PathLike)) else list(given)
     if line and not shell and is_python(line):
@@ -50,12 +61,10 @@ def arguments(place: Place, given: Any, shell: bool = False) -> Any:
         led = line
     else:
         led = [_argument(place, word, shown) for word in line]
-    if place.guarded and line and os.path.basename(os.fsdecode(line[0])) not in _KNOWN:
-        raise refusal(
-            f"starting {shown!r} is not safe, as this machine has a {place.guarded[0]} of its own: "
-            "the program",
-            place.guarded[0],
-        )
+    if place.guarded and line:
+        name, *words = map(os.fsdecode, line)
+        name = "sh" if shell else name if program is None else os.fsdecode(program)
+        guard.check(place, name, [] if shell else words, _where(directory), shown)
     return led[0] if isinstance(given, (str, bytes, os.PathLike)) else led
 
 
@@ -86,6 +95,12 @@ def environment(place: Place, given: Mapping[Any, Any] | None, python: bool) -> 
 def working_directory(place: Place, given: Any) -> Any:
     """Where a program is started."""
     return given if given is None or isinstance(given, int) else _path(place, given)
+
+
+def _where(directory: Any) -> str:
+    with suppress(OSError):  # it was removed
+        return posixpath.join(os.getcwd(), os.fsdecode(directory or ""))
+    return "/"
 
 
 def is_python(line: Sequence[Any], executable: Any = None) -> bool:

@@ -61,6 +61,8 @@ class Disk(ABC):
     """
 
     rung: FilesystemInForce
+    #: What the settings say (``trusted_programs``) of the test that is about to begin.
+    trusted_programs: tuple[str, ...] = ()
 
     def __init__(self, root: str) -> None:
         self.root = os.path.realpath(root)

@@ -246,12 +246,13 @@ def _popen(real: Any) -> Any:
         given = options.get("executable", rest[1] if len(rest) > 1 else None)
         line = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
         python = not shell and bool(line) and commands.is_python(line, given)
-        led = commands.arguments(place, args, shell)
         named = dict(zip(_POPEN, rest, strict=False))
         named.update(options)
+        directory = named.get("cwd")
+        led = commands.arguments(place, args, shell, program=given, directory=directory)
         if given is not None:
             named["executable"] = commands.working_directory(place, given)
-        named["cwd"] = commands.working_directory(place, named.get("cwd"))
+        named["cwd"] = commands.working_directory(place, directory)
         named["env"] = commands.environment(place, named.get("env"), python)
         return real(self, led, **named)
 
@@ -312,7 +313,7 @@ def _exec(real: Any) -> Any:
             return real(path, argv, *rest)
         python = commands.is_python(list(argv), path)
         env = commands.environment(place, rest[0] if rest else None, python)
-        led = commands.arguments(place, argv)
+        led = commands.arguments(place, argv, program=path)
         return _execve(commands.working_directory(place, path), led, env)
 
     return execv
@@ -325,7 +326,7 @@ def _spawn(real: Any) -> Any:
         if place is None or places.PLACE in env:  # subprocess, which has been led already
             return real(path, argv, env, *rest, **options)
         python = commands.is_python(list(argv), path)
-        led = commands.arguments(place, argv)
+        led = commands.arguments(place, argv, program=path)
         told = commands.environment(place, env, python)
         return real(commands.working_directory(place, path), led, told, *rest, **options)
 

@@ -50,14 +50,16 @@ class Place:
         number: names it, as the number of a mount namespace would.
         areas: a path as an app writes it, and where it really is; the most usual one first.
         kept: paths inside of these that stay the host's.
-        guarded: areas that the host has, too, and nobody may reach: programs that cannot be led are
-            not started.
+        guarded: areas that the host has, too, and nobody may reach
+            (:mod:`emulator.storage.guard`).
+        trusted: programs that are started even so.
     """
 
     number: int
     areas: tuple[tuple[str, str], ...]
     kept: tuple[str, ...] = ()
     guarded: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -100,15 +102,15 @@ class Place:
         Args:
             home: the directory from which this package can be imported.
         """
-        told = {"number": self.number, "areas": self.areas, "kept": self.kept, "home": home}
-        return {NUMBER: self.tag, PLACE: json.dumps({**told, "guarded": self.guarded})}
+        return {NUMBER: self.tag, PLACE: json.dumps({**vars(self), "home": home})}
 
     @classmethod
     def told(cls, text: str) -> Place:
         """The place of :data:`PLACE`."""
         told: dict[str, Any] = json.loads(text)
         areas = tuple((area, backing) for area, backing in told["areas"])
-        return cls(told["number"], areas, tuple(told["kept"]), tuple(told["guarded"]))
+        others = {name: tuple(told[name]) for name in ("kept", "guarded", "trusted")}
+        return cls(told["number"], areas, **others)
 
     def _is_kept(self, path: str) -> bool:
         return any(path == kept or path.startswith(f"{kept}/") for kept in self.kept)

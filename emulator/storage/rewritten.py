@@ -117,7 +117,9 @@ class RewrittenDisk(Disk):
         if self._real_data is None:
             areas.insert(0, (DATA, str(self.data.backing)))
         kept = [path for place in self._visible.places for path in _spellings(place)]
-        return Place(next(_numbers), tuple(areas), tuple(kept), self._guarded)
+        return Place(
+            next(_numbers), tuple(areas), tuple(kept), self._guarded, self.trusted_programs
+        )
 
     def at_home(self, action: Callable[[], None]) -> None:
         """Call something that sees the host's own ``/data`` and ``/tmp``."""
