@@ -26,6 +26,15 @@ def test(number, fal_emulator, fal_data, fal_tmp, fal_cdn, fal_clock, fal_http, 
     {body}
 """
 
+ALONE = """
+import fal.toolkit
+import pytest
+
+@pytest.mark.parametrize("number", range({count}))
+def test(number, fal_emulator):
+    pass
+"""
+
 BY_HAND = """
 import boto3
 import fal.toolkit
@@ -59,7 +68,8 @@ PLUGIN = ("-p", "pytest_fal.plugin")
 
 EXPLANATION = """\
 One test after the first, its set-up, tear-down and report included, in a session that has imported
-the SDK. Ours asks for all fixtures: a fresh account, volumes, CDN, network, clock. By hand is
+the SDK. Ours asks for `fal_emulator` alone, which is all of it (a fresh account, volumes, CDN,
+network, clock), or for nine fixtures, each of which costs what any fixture costs pytest. By hand is
 `tmp_path` with `respx.mock`, `mock_aws`, a new boto3 client, a bucket and `freeze_time`. "Once a
 session" is what the rest of the session takes longer than that of empty tests: imports, the
 certificate authority, the first mounts. The project lies in `/var/tmp`, or in `/tmp`, where our
@@ -95,8 +105,8 @@ def measure(quick: bool) -> Table:
         samples = in_turn(rounds, *(kind.seconds for kind in kinds))
     table = Table("A test", EXPLANATION)
     table.rows = [
-        *_rows("/var/tmp", kinds[:4], samples[:4]),
-        *_rows("/tmp", kinds[4:], samples[4:]),
+        *_rows("/var/tmp", kinds[:5], samples[:5]),
+        *_rows("/tmp", kinds[5:], samples[5:]),
     ]
     return table
 
@@ -105,6 +115,7 @@ def _kinds(folder: Path, many: int, few: int) -> list[Kind]:
     stopped = OURS.replace("{body}", "fal_clock.freeze()")
     return [
         Kind(folder, "empty", EMPTY, many),
+        Kind(folder, "alone", ALONE, many, *PLUGIN),
         Kind(folder, "ours", OURS.replace("{body}", "pass"), many, *PLUGIN),
         Kind(folder, "stopped", stopped, many, *PLUGIN),
         Kind(folder, "by_hand", BY_HAND, few),
@@ -112,15 +123,16 @@ def _kinds(folder: Path, many: int, few: int) -> list[Kind]:
 
 
 def _rows(place: str, kinds: list[Kind], samples: list[list[float]]) -> list[Row]:
-    empty, ours, stopped, by_hand = samples
+    empty, alone, ours, stopped, by_hand = samples
     return [
+        Row(f"{place}: fal_emulator / empty test", alone, empty),
         Row(f"{place}: all fixtures / empty test", ours, empty),
         Row(f"{place}: all fixtures / by hand", ours, by_hand),
         Row(f"{place}: all fixtures and a stopped clock / by hand", stopped, by_hand),
         Row(
             f"{place}: once a session / by hand",
-            _beyond(kinds[1], kinds[0]),
-            _beyond(kinds[3], kinds[0]),
+            _beyond(kinds[2], kinds[0]),
+            _beyond(kinds[4], kinds[0]),
         ),
     ]
 

@@ -554,7 +554,7 @@ def options_page() -> tuple[str, str]:
 
 def _names(text: str) -> str:
     """With the names of variables as code."""
-    return re.sub(r"\b([A-Za-z]+_[A-Za-z_0-9]+|TMPDIR|TEMP|TMP)\b", r"`\1`", text)
+    return re.sub(r"\b([A-Za-z]+_[A-Za-z_0-9]+|NETRC|TMPDIR|TEMP|TMP)\b", r"`\1`", text)
 
 
 def _sentence(text: str) -> str:
