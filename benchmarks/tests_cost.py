@@ -69,7 +69,8 @@ PLUGIN = ("-p", "pytest_fal.plugin")
 EXPLANATION = """\
 One test after the first, its set-up, tear-down and report included, in a session that has imported
 the SDK. Ours asks for `fal_emulator` alone, which is all of it (a fresh account, volumes, CDN,
-network, clock), or for nine fixtures, each of which costs what any fixture costs pytest. By hand is
+network, clock), or for nine fixtures, each of which costs what any fixture costs pytest. A stopped
+clock is mostly freezegun's start, which lists the attributes of every loaded module. By hand is
 `tmp_path` with `respx.mock`, `mock_aws`, a new boto3 client, a bucket and `freeze_time`. "Once a
 session" is what the rest of the session takes longer than that of empty tests: imports, the
 certificate authority, the first mounts. The project lies in `/var/tmp`, or in `/tmp`, where our

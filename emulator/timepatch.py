@@ -348,14 +348,14 @@ class _Changes:
     ) -> None:
         """Replace functions in every module that holds one under its own name."""
         self._names, self._seen = tuple(replaced), set(sys.modules)
+        names = replaced.keys()
         for module, namespace in _modules(self._seen):
-            for name, reals in replaced.items():
-                value = namespace.get(name)
-                if value is None:
-                    continue
+            if names.isdisjoint(namespace.keys()):
+                continue  # most have none of them
+            for name in names & namespace.keys():
                 # Somebody's undo may have brought back a substitute of an earlier time.
-                value = getattr(value, _STANDS_FOR, value)
-                if any(value is real for real in reals):
+                value = getattr(namespace[name], _STANDS_FOR, namespace[name])
+                if any(value is real for real in replaced[name]):
                     self._undo.append((module, name, value, substitutes[id(value)]))
                     setattr(module, name, substitutes[id(value)])
 
