@@ -25,6 +25,7 @@ from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from PIL import Image as PILImage
 from pydantic import BaseModel
+from versions import needs_backup, needs_deprecation, needs_method
 
 from emulator.fleets.gateway_headers import caller_id
 from pytest_fal import CDN, Clock, Emulator, Faults, Gateway, Origin, Volume
@@ -189,12 +190,14 @@ def test_the_endpoint_may_be_part_of_the_name(client: Any, fal_gateway: Gateway)
     assert client.run("tester/studio/images/small", {"prompt": "cat"}) == {"small": "cat"}
 
 
+@needs_method
 @both
 def test_another_method(client: Any, isolation: str, fal_gateway: Gateway) -> None:
     fal_gateway.deploy("tester/studio", Studio, isolation=isolation)
     assert "version" in client.run("tester/studio", {}, method="GET", path="/health")
 
 
+@needs_method
 def test_an_endpoint_takes_post_alone(client: Any, fal_gateway: Gateway) -> None:
     fal_gateway.deploy("tester/studio", Studio)
     with pytest.raises(fal_client.FalClientHTTPError, match=r"^Method Not Allowed$") as caught:
@@ -815,6 +818,7 @@ def test_a_queue_that_is_full_is_tried_again(
     assert handle.get() == {"echo": {"a": 2}}
 
 
+@needs_backup
 def test_the_backup_domain(
     client: Any, fal_gateway: Gateway, fal_faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -863,6 +867,7 @@ def test_an_upload_is_an_input(client: Any, fal_gateway: Gateway) -> None:
     assert client.run("tester/reading", {"url": url}) == {"read": "bytes"}
 
 
+@needs_deprecation
 def test_an_upload_that_fails_goes_elsewhere(
     client: Any, fal_cdn: CDN, fal_faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -881,6 +886,7 @@ def test_without_a_fallback_it_fails(client: Any, fal_faults: Faults) -> None:
     assert caught.value.status_code == 500
 
 
+@needs_deprecation
 def test_a_repository_of_old(client: Any, fal_cdn: CDN) -> None:
     with pytest.warns(DeprecationWarning, match=r"^`cdn` upload repository is deprecated"):
         url = client.upload(b"x", "text/plain", repository="cdn")

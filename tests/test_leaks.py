@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
+
+from pytest_fal import leftovers
 
 #: A leak that is looked for stays: nobody has to wait for it to end.
 IMPATIENT = """
@@ -567,3 +570,13 @@ def test_what_is_replaced_for_it_comes_back(pytester):
         """
     )
     assert pytester.runpython(program).ret == 0
+
+
+def test_the_hook_that_older_pytests_set_in_each_phase_is_nobodys(monkeypatch):
+    hook = type("Hook", (), {"__module__": "_pytest.threadexception", "take": lambda *_: None})
+    monkeypatch.setattr(threading, "excepthook", hook().take)
+    before = leftovers.attributes()
+    monkeypatch.setattr(threading, "excepthook", hook().take)
+    assert leftovers.attributes() == before
+    monkeypatch.setattr(threading, "excepthook", print)
+    assert leftovers.attributes() != before

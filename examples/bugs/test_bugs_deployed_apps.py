@@ -6,6 +6,7 @@
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 
 import fal
 import pytest
@@ -53,6 +54,8 @@ class App(fal.App):
     import eager
     import postponed
 
+    if version("pydantic").startswith("2.5."):
+        pytest.skip("with pydantic 2.5 the deployed app does not even start")
     request = {"prompt": "a cat"}
     assert fal_runner(postponed.App).post("/", json=request).status_code == 200
     deployed = fal_runner(postponed.App, isolation="process")
