@@ -29,8 +29,9 @@ def outcomes(request):
     """What came of the probes on one rung; "guarded" is the last one beside a host's ``/data``."""
     rung = request.param.replace("guarded", "rewrite")
     command = [sys.executable, str(HERE / "rungs" / "probes.py"), rung]
+    has_data = os.path.exists("/data")
     needs_data = {"directory": None, "rewrite": False, "guarded": True}
-    if needs_data.get(request.param, os.path.exists("/data")) is not os.path.exists("/data"):
+    if needs_data.get(request.param, has_data) is not has_data:
         if sys.platform != "linux" or os.geteuid() != 0:
             pytest.skip("only root can put itself in a container")
         there = ["--data"] if request.param == "guarded" else []

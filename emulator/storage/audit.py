@@ -19,7 +19,15 @@ from typing import Any
 from emulator.errors import HostPathError
 from emulator.storage.places import here
 
-__all__ = ["begin", "end", "passing", "refusal"]
+__all__ = ["ONLY_PYTHON", "REAL_MOUNTS", "begin", "end", "passing", "refusal"]
+
+#: Why something is refused, and the way out, for the messages that say so.
+ONLY_PYTHON = "here only Python's own path calls are led to the emulated /data and /tmp."
+REAL_MOUNTS = (
+    "this test where they are real mounts (as root with CAP_SYS_ADMIN, or where user namespaces "
+    "are allowed; docs/rungs.md says how), and write "
+    '@pytest.mark.fal(filesystem="namespace") above it, to have it skipped elsewhere.'
+)
 
 #: Events whose first argument is a path, and those that have it, or another one, elsewhere.
 _EVENTS: dict[str, tuple[int, ...]] = {
@@ -74,10 +82,7 @@ def passing() -> Iterator[None]:
 def refusal(what: str, path: str) -> HostPathError:
     """The error for something that would reach the host's path."""
     return HostPathError(
-        f"{what} would reach the host's own {path}: here only Python's own path calls are led to "
-        "the emulated /data and /tmp. Run this test where they are real mounts (as root with "
-        "CAP_SYS_ADMIN, or where user namespaces are allowed; docs/rungs.md says how), and write "
-        '@pytest.mark.fal(filesystem="namespace") above it, to have it skipped elsewhere.'
+        f"{what} would reach the host's own {path}: {ONLY_PYTHON} Run {REAL_MOUNTS}"
     )
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 from emulator.errors import HostPathError
+from emulator.storage.audit import ONLY_PYTHON, REAL_MOUNTS
 from emulator.storage.places import Place
 
 __all__ = ["KNOWN", "check"]
@@ -72,10 +73,7 @@ def _usual(program: str) -> str:
 def _unsafe(place: Place, shown: str, why: str, program: str) -> HostPathError:
     area = place.guarded[0]
     return HostPathError(
-        f"starting {shown!r} is not safe, as this machine has a {area} of its own, and {why}: here "
-        "only Python's own path calls are led to the emulated /data and /tmp. If it opens nothing "
-        f'in {area} but what it is told, write @pytest.mark.fal(trusted_programs=["{program}"]). '
-        "Otherwise run this test where they are real mounts (as root with CAP_SYS_ADMIN, or where "
-        "user namespaces are allowed; docs/rungs.md says how), and write "
-        '@pytest.mark.fal(filesystem="namespace") above it, to have it skipped elsewhere.'
+        f"starting {shown!r} is not safe, as this machine has a {area} of its own, and {why}: "
+        f"{ONLY_PYTHON} If it opens nothing in {area} but what it is told, write "
+        f'@pytest.mark.fal(trusted_programs=["{program}"]). Otherwise run {REAL_MOUNTS}'
     )
