@@ -134,9 +134,11 @@ def leaves_by_chroot():
 
 @stopped("open another program's file in `/tmp`", OWN_TMP, "not found")
 def opens_a_file_in_tmp():
-    for place in Path("/tmp").rglob("of-another-program"):
-        read(str(place))
-        return
+    # Not Path.rglob, which fails where a folder goes: volumes of earlier tests are being removed.
+    for folder, _, names in os.walk("/tmp"):
+        if "of-another-program" in names:
+            read(f"{folder}/of-another-program")
+            return
     raise StoppedError("not found")
 
 
