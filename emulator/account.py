@@ -60,6 +60,7 @@ from emulator.storage.kv import KV
 from emulator.storage.moto_s3 import MotoS3
 from emulator.storage.node_uploader import Uploader
 from emulator.storage.objects import ObjectStore
+from emulator.storage.room import room_outside_tmp
 from emulator.storage.volume import Volume
 from emulator.subscriptions import Subscriptions
 from emulator.users import User
@@ -96,7 +97,7 @@ class Emulator:
         self.settings = settings or Settings()
         self._given = self.settings
         self._own_root = root is None
-        self._root = os.path.realpath(root or tempfile.mkdtemp(prefix="fal-emulator-"))
+        self._root = os.path.realpath(root or _new_root())
         self._authority_pem = authority
         self._visible = tuple(visible)
         self._prepared = False
@@ -411,6 +412,7 @@ class Emulator:
     def _prepare(self) -> None:
         """What lives from the first ``start`` to ``close``."""
         if self._prepared:
+            self._check_own_files()
             return
         self._certificates = Certificates(self._root, self._authority_pem)
         home = os.path.join(self._root, "home")
@@ -459,6 +461,19 @@ class Emulator:
         self._receiver = WebhookReceiver(self._webhooks, clock, dispatch, settings, me)
         self._connect()
         self._prepared = True
+
+    def _check_own_files(self) -> None:
+        """See whether the emulator still has on the disk what it made there."""
+        certificate = self._certificates.file(with_usual_ones=False)
+        home, git = self._environment.home, os.path.join(self._root, "git")
+        for path in (certificate, home, git, self._spill, self._disk.volumes):
+            if not os.path.exists(path):
+                raise EmulatorError(
+                    f"{path} is gone, without which no further test can run: something has "
+                    "deleted it, most likely an app that clears /tmp. What this process has in "
+                    "/tmp is shown there to apps. Let it have its directory elsewhere: "
+                    "pytest --basetemp=<a directory outside of /tmp>."
+                )
 
     def _connect(self) -> None:
         """Let the parts know each other."""
@@ -537,3 +552,7 @@ class Emulator:
     def _check_active(self, what: str) -> None:
         if not self.active:
             raise EmulatorError(f"{what} needs a running emulator. Call start() first.")
+
+
+def _new_root() -> str:
+    return tempfile.mkdtemp(prefix="fal-emulator-", dir=room_outside_tmp())

@@ -87,11 +87,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
-    from pytest_fal import cuda, rungs
+    from pytest_fal import base_directory, cuda, rungs
 
     config.addinivalue_line("markers", _MARKER)
     cuda.add_marker(config)
     with _clashes_explained():
+        base_directory.keep_out_of_tmp(config)
         rungs.check(config)
     if config.getoption("fal_strict_leaks") or config.getini("fal_strict_leaks") != "false":
         from pytest_fal import leaks
@@ -104,11 +105,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """How /data and /tmp are emulated, and why not better."""
-    from pytest_fal import rungs
+    """How /data and /tmp are emulated, and why not better; what of the user's is in /tmp."""
+    from pytest_fal import base_directory, rungs
 
     with _clashes_explained():
-        return rungs.describe(config)
+        return [*rungs.describe(config), *base_directory.describe(config)]
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

@@ -100,7 +100,10 @@ class Requests:
     def look(self, until: datetime | None = None) -> None:
         """Take in what git has asked for since the last look."""
         with self._lock:
-            new = set(os.listdir(self._folder)) - self._finished
+            try:
+                new = set(os.listdir(self._folder)) - self._finished
+            except FileNotFoundError:  # an app has cleared /tmp, where it is
+                return
             if not new:
                 return
             until = until or self._clock.now()

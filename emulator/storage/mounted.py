@@ -217,8 +217,9 @@ class MountedDisk(Disk):
             self._mount_tmp()
 
     def _unmount_volumes(self, except_for: set[str]) -> None:
-        self._unmount_all_but(except_for)
+        # Covers of /data lie on DATA, too, by propagation: what is unmounted there is the topmost.
         self.data.uncover()
+        self._unmount_all_but(except_for)
         self.tmp.uncover()
 
     def _unmount_all_but(self, kinds: set[str]) -> None:

@@ -264,7 +264,7 @@ class Volume:
             mounts.attempt(lambda: self._copy_to(f"{self.backing}.kept"))
 
     def uncover(self) -> None:
-        """Take all covers away, once nothing else is mounted from here, and put the saved back."""
+        """Take all covers away, and put back what was saved."""
         while self._covers:
             self._covers -= 1
             mounts.attempt(lambda: mounts.unmount(str(self.backing)))
