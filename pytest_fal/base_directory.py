@@ -31,7 +31,11 @@ def keep_out_of_tmp(config: pytest.Config) -> None:
     elsewhere = room_outside_tmp()
     if elsewhere is not None:
         os.environ[_VARIABLE] = elsewhere
-        config.add_cleanup(lambda: os.environ.pop(_VARIABLE, None))
+        config.add_cleanup(_forget)
+
+
+def _forget() -> None:
+    os.environ.pop(_VARIABLE, None)
 
 
 def describe(config: pytest.Config) -> list[str]:
