@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -511,8 +511,11 @@ class _Recorder:
     def hasplugin(self, name: str) -> bool:
         return False
 
-    def getoption(self, name: str) -> None:
+    def getoption(self, name: str, default: object = None) -> None:
         return None
+
+    def add_cleanup(self, action: Callable[[], None]) -> None:
+        action()
 
     def getini(self, name: str) -> object:
         return next(default for known, _, default in self.settings if known == name)
