@@ -135,7 +135,11 @@ class Emulator:
         return f"<Emulator: {'running' if self.active else 'stopped'}>"
 
     def __enter__(self) -> Emulator:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

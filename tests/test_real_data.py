@@ -124,7 +124,8 @@ from emulator import Emulator
 
 with Emulator() as one:
     try:
-        Emulator().start()
+        with Emulator():
+            pass
     except Exception as error:
         print(type(error).__name__, error)
     one.data.write("x", b"x")

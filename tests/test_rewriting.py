@@ -592,6 +592,14 @@ def test_settings_that_are_mounts_are_refused(tmp_path):
     own.close()
 
 
+def test_a_block_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(FilesystemError, match="data_size"):
+        with Emulator(Settings(filesystem="rewrite", data_size=4096)):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_another_error_number_stays(rewritten):
     Path("/data/file").touch()
     with pytest.raises(OSError) as caught:
