@@ -153,6 +153,7 @@ def test_the_header_says_that_the_project_is_in_tmp() -> None:
 
 
 DELETES_IT = """
+import shutil
 from pathlib import Path
 
 def test_deletes(fal_runner, fal_cdn, fal_git, tmp_path_factory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import pathlib
@@ -124,6 +125,52 @@ def test_objects_are_set_aside_until_the_last_runner_has_ended(fal_runner):
     assert gc.get_freeze_count() > before
     runners[0].stop()
     assert gc.get_freeze_count() == before
+
+
+@pytest.mark.fal(termination_grace_period=0.2)
+def test_one_that_is_killed_as_its_loop_closes_ends(fal_runner):
+    let_go = threading.Event()
+
+    class Lingering(fal.App):
+        @fal.endpoint("/")
+        async def answer(self) -> dict:
+            asyncio.get_running_loop().run_in_executor(None, let_go.wait)
+            return {}
+
+    before = gc.get_freeze_count()
+    runner = fal_runner(Lingering)
+    runner.post("/", json={})
+    try:
+        runner.stop()
+        assert runner.end == "killed: not ended 0.2 s after SIGTERM"
+        assert gc.get_freeze_count() == before
+    finally:
+        let_go.set()
+
+
+def test_its_loop_runs_until_the_threads_of_the_loop_have_ended(fal_runner, fal_data):
+    begun = threading.Event()
+
+    class CallsBack(fal.App):
+        @fal.endpoint("/")
+        async def answer(self) -> dict:
+            loop = asyncio.get_running_loop()
+
+            def work() -> None:
+                begun.wait(10)
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+                pathlib.Path("/data/done").touch()
+
+            loop.run_in_executor(None, work)
+            return {}
+
+        def teardown(self) -> None:
+            begun.set()
+
+    runner = fal_runner(CallsBack)
+    runner.post("/", json={})
+    runner.stop()
+    assert (runner.end, fal_data.tree()) == (None, ["done"])
 
 
 def test_an_app_that_cannot_be_torn_down_does_not_keep_the_emulation_in_place(fal_emulator):

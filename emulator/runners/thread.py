@@ -9,6 +9,7 @@ import gc
 import inspect
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -50,6 +51,8 @@ class ThreadRunner(Runner):
         #: Those whose endpoints have not returned.
         self._websockets: set[ThreadWebSocket] = set()
         self._loop = asyncio.new_event_loop()
+        self._pool = _Pool()
+        self._loop.set_default_executor(self._pool)
         self._orders: asyncio.Queue[str] = asyncio.Queue()
         self._thread = threading.Thread(target=self._live, name=f"fal-{name}", daemon=True)
 
@@ -91,8 +94,8 @@ class ThreadRunner(Runner):
         if self.app is not None:
             self.app.__dict__.update(nothing)
         self._around.disk.disconnect()
-        if not self._loop.is_closed():
-            asyncio.run_coroutine_threadsafe(self._cancel_everything(), self._loop)
+        with suppress(RuntimeError):  # the loop is closed: it has just ended
+            self._loop.call_soon_threadsafe(self._cancel_everything, _STEPS)
         if self._is_on_it():
             quietly = sdk.end_of_upload()
             raise RunnerKilled(self.end) if quietly is None else quietly
@@ -220,12 +223,12 @@ class ThreadRunner(Runner):
         self._move("TERMINATING")
         await lifespan.shutdown()
 
-    async def _cancel_everything(self) -> None:
-        for _ in range(_STEPS):  # what was only just created begins: else it complains
-            await asyncio.sleep(0)
+    def _cancel_everything(self, steps: int) -> None:
+        if steps:  # what was only just created begins: else it complains
+            self._loop.call_soon(self._cancel_everything, steps - 1)
+            return
         for task in asyncio.all_tasks(self._loop):
-            if task is not asyncio.current_task():
-                task.cancel()
+            task.cancel()
 
     def _close_loop(self) -> None:
         try:
@@ -234,16 +237,43 @@ class ThreadRunner(Runner):
                 task.cancel()
             if pending:
                 self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            if self.end is None:
-                self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            with suppress(asyncio.CancelledError):  # it is killed meanwhile
+                self._loop.run_until_complete(self._wind_up())
         finally:
             asyncio.set_event_loop(None)
             self._loop.close()
 
+    async def _wind_up(self) -> None:
+        await self._loop.shutdown_asyncgens()
+        if self.end is None:
+            await self._pool.end()
+
     def _remount(self) -> None:
         if self.namespace is not None:
             self.run(self._around.disk.remount_tmp)
+
+
+class _Pool(concurrent.futures.ThreadPoolExecutor):
+    """The threads of an app's loop, as asyncio makes them; who waits for their end can give up.
+
+    asyncio's own way to wait, once cancelled, complains when they end later.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(thread_name_prefix="asyncio")
+        self._is_used = False
+
+    def submit(self, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        self._is_used = True
+        return super().submit(*args, **kwargs)
+
+    async def end(self) -> None:
+        """Wait until they have ended."""
+        if self._is_used:
+            waiting = threading.Thread(target=self.shutdown, name="fal-pool", daemon=True)
+            waiting.start()
+            while waiting.is_alive():
+                await asyncio.sleep(0.001)
 
 
 def _settle(future: concurrent.futures.Future[None], error: BaseException | None) -> None:
