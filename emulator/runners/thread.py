@@ -270,10 +270,15 @@ class _Pool(concurrent.futures.ThreadPoolExecutor):
     async def end(self) -> None:
         """Wait until they have ended."""
         if self._is_used:
-            waiting = threading.Thread(target=self.shutdown, name="fal-pool", daemon=True)
-            waiting.start()
-            while waiting.is_alive():
-                await asyncio.sleep(0.001)
+            loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+            def wait() -> None:
+                self.shutdown()
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(ended.set)
+
+            threading.Thread(target=wait, name="fal-pool", daemon=True).start()
+            await ended.wait()
 
 
 def _settle(future: concurrent.futures.Future[None], error: BaseException | None) -> None:
