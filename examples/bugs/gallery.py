@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-__all__ = ["JAVASCRIPT", "PARTS", "Bug", "bug", "needs_fuse", "needs_javascript"]
+__all__ = ["JAVASCRIPT", "PARTS", "Bug", "bug", "needs_fuse", "needs_javascript", "wait_until"]
 
 #: What the docstring of each test tells after its first line, in this order.
 PARTS = ("Production", "Expected", "Happens", "Avoid")
@@ -37,6 +38,15 @@ needs_javascript = pytest.mark.skipif(
     shutil.which("node") is None or not (JAVASCRIPT / "node_modules" / ".installed").exists(),
     reason="needs Node and fal's JavaScript client, which .ci/javascript installs",
 )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Give another process, or an app that nobody waits for any more, the moment it needs."""
+    for _ in range(5000):
+        if condition():
+            return
+        time.sleep(0.001)
+    raise TimeoutError
 
 
 @dataclass(frozen=True)

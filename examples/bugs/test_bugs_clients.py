@@ -17,7 +17,7 @@ import pytest
 from fal.exceptions import FieldException
 from fal.toolkit import DownloadError, File, download_file
 from fastapi.responses import JSONResponse, Response
-from gallery import bug
+from gallery import bug, wait_until
 
 TOPIC = "Calling deployed apps"
 #: The one version of fal_client in which these were run.
@@ -61,15 +61,6 @@ class Studio(fal.App):
     @fal.endpoint("/image")
     def image(self) -> Response:
         return Response(b"\x89PNG", media_type="image/png")
-
-
-def wait_until(condition):
-    """Give the app, whose caller has left, the moment it needs to begin."""
-    for _ in range(5000):
-        if condition():
-            return
-        time.sleep(0.001)
-    raise TimeoutError
 
 
 # --- made twice -----------------------------------------------------------------------------------

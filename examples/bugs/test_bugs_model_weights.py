@@ -14,7 +14,7 @@ import fal
 import pytest
 from fal.toolkit import download_file, download_model_weights
 from freezegun import freeze_time
-from gallery import bug
+from gallery import bug, wait_until
 
 from pytest_fal import StartupError
 
@@ -22,15 +22,6 @@ TOPIC = "Model weights"
 URL = "https://example.com/model.bin"
 MIB = 2**20
 WEIGHTS = bytes(range(256)) * (3 * MIB // 256)
-
-
-def wait_until(condition):
-    """Give another process the moment it needs."""
-    for _ in range(5000):
-        if condition():
-            return
-        time.sleep(0.001)
-    raise TimeoutError
 
 
 class Model(fal.App):
